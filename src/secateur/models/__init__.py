@@ -1,0 +1,19 @@
+"""The few reference networks that examples and benchmarks need; `MODELS[name](...)` builds one with fresh weights."""
+
+from __future__ import annotations
+
+from secateur.models.catalog import MODELS
+from secateur.models.cifar_resnet import CifarResNet, cifar_resnet20, cifar_resnet56
+from secateur.models.digits_cnn import DigitsCNN, digits_cnn
+from secateur.models.mlp import MLP, mlp
+
+__all__ = [
+    "MLP",
+    "MODELS",
+    "CifarResNet",
+    "DigitsCNN",
+    "cifar_resnet20",
+    "cifar_resnet56",
+    "digits_cnn",
+    "mlp",
+]
