@@ -1,0 +1,18 @@
+"""Allocation: scores and a budget in, the kept indices of every group out."""
+
+from secateur.allocate.budget import Budget, Cost, Space
+from secateur.allocate.methods import ALLOCATIONS, AllocationMethod, Global, Uniform, make_method
+from secateur.allocate.solve import Allocation, allocate
+
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "AllocationMethod",
+    "Budget",
+    "Cost",
+    "Global",
+    "Space",
+    "Uniform",
+    "allocate",
+    "make_method",
+]

@@ -1,0 +1,124 @@
+"""How a budget is shared out: a method puts a price on every step of every group, and the cheapest steps go first."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateur.allocate.blocks import Block
+from secateur.errors import ConfigError
+from secateur.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllocationMethod(ABC):
+    """An order in which groups grow from their floors to their full widths, until the budget is used up.
+
+    Args:
+        floor: the smallest fraction that any group keeps, in [0, 1]; at least 1 unit is always kept.
+        round_to: counts are multiples of it, for groups at least that wide; the full width is always allowed.
+    """
+
+    name: ClassVar[str]
+    floor: float = 0.1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.floor, bool) or not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor={self.floor} is outside [0, 1]. It is the smallest fraction kept of any group.")
+        if isinstance(self.round_to, bool) or not isinstance(self.round_to, int) or self.round_to < 1:
+            raise ConfigError(
+                f"round_to={self.round_to} is not a positive integer. Use 8 for multiples of 8, 1 for any."
+            )
+
+    @abstractmethod
+    def prices(self, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> list[Tensor]:
+        """Price the steps of each block; among all blocks, steps are taken in ascending price.
+
+        Args:
+            scores: by group, (size,) float64 on the CPU in descending order.
+        Returns:
+            per block, (highest - lowest,) float64, never falling; entry i prices the step to level lowest + i + 1.
+        """
+
+
+ALLOCATIONS: Registry[str, type[AllocationMethod]] = Registry("allocation method")
+
+
+@ALLOCATIONS.register("uniform")
+@dataclass(frozen=True, kw_only=True)
+class Uniform(AllocationMethod):
+    """Every group keeps the same fraction f of its width, as near as its steps allow.
+
+    price(j -> j + 1) = (n(j) + n(j + 1)) / (2 * unit): the fraction f from which level j + 1 is nearer than level j.
+    Walking through prices is raising f from 0 to 1, one step of one group at a time; equal steps go in network order.
+    Source: rounding by nearest is the divisor method of Webster, as in the apportionment of seats.
+
+    >>> Uniform(round_to=8)
+    Uniform(floor=0.1, round_to=8)
+    """
+
+    name: ClassVar[str] = "uniform"
+
+    def prices(self, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the fraction at which each step is due."""
+        found = []
+        for block in blocks:
+            edges = _edges(block)
+            found.append((edges[1:] + edges[:-1]).double() / (2 * block.unit))
+        return found
+
+
+@ALLOCATIONS.register("global")
+@dataclass(frozen=True, kw_only=True)
+class Global(AllocationMethod):
+    """One threshold over the scores of all groups: what scores above it stays, and every group keeps its floor.
+
+    price(j -> j + 1) = -mean of the scores of the units that the step adds, over all groups of the block. Needs scores
+    on one scale: criteria normalize for that. Equal scores go in network order.
+
+    >>> Global(floor=0.25)
+    Global(floor=0.25, round_to=1)
+    """
+
+    name: ClassVar[str] = "global"
+
+    def prices(self, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the negative mean score of what each step adds."""
+        found = []
+        for block in blocks:
+            edges = _edges(block)
+            added = torch.zeros(len(edges) - 1, dtype=torch.float64)
+            for name, size in zip(block.names, block.sizes, strict=True):
+                ends = edges * size // block.unit
+                which = torch.repeat_interleave(torch.arange(len(added)), ends.diff())
+                added.index_add_(0, which, scores[name][ends[0] : ends[-1]])
+            n_units = edges.diff() * sum(block.sizes) // block.unit
+            # Scores fall within each group, so means fall too; cummax only removes rounding errors.
+            found.append((-added / n_units).cummax(0).values if len(added) else added)
+        return found
+
+
+def make_method(spec: str | AllocationMethod) -> AllocationMethod:
+    """Return the method that `spec` means: a registered name, or a method.
+
+    >>> make_method("uniform")
+    Uniform(floor=0.1, round_to=1)
+    """
+    if isinstance(spec, str):
+        return ALLOCATIONS[spec]()
+    if isinstance(spec, AllocationMethod):
+        return spec
+    raise ConfigError(
+        f"{spec!r} is no allocation method. Pass Uniform(), Global(), or a name: {', '.join(ALLOCATIONS)}."
+    )
+
+
+def _edges(block: Block) -> Tensor:
+    """Return n(level) for the levels from lowest to highest, int64."""
+    return (torch.arange(block.lowest, block.highest + 1) * block.stride).clamp(max=block.unit)
