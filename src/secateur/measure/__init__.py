@@ -1,0 +1,22 @@
+"""Measurements: what a model is worth (metrics), how fast it runs (latency), how large it is (size)."""
+
+from __future__ import annotations
+
+from secateur.measure.latency import Latency, PairedLatency, latency, paired_latency
+from secateur.measure.metrics import Metrics, agreement, evaluate, predict, score_logits
+from secateur.measure.size import count_parameters, size_bytes, unique_state
+
+__all__ = [
+    "Latency",
+    "Metrics",
+    "PairedLatency",
+    "agreement",
+    "count_parameters",
+    "evaluate",
+    "latency",
+    "paired_latency",
+    "predict",
+    "score_logits",
+    "size_bytes",
+    "unique_state",
+]
