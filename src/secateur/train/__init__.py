@@ -1,0 +1,27 @@
+"""Training: `fit_(model, train, val, TrainConfig(...))` changes the model in place and returns its `History`."""
+
+from __future__ import annotations
+
+from secateur.train.augment import AUGMENTS, Augment, ShiftFlip
+from secateur.train.config import OPTIMIZERS, TrainConfig
+from secateur.train.history import EpochRecord, History
+from secateur.train.loop import Callback, fit_
+from secateur.train.losses import Loss, compute_loss, cross_entropy
+from secateur.train.schedule import EpochBatches, cosine_lr
+
+__all__ = [
+    "AUGMENTS",
+    "OPTIMIZERS",
+    "Augment",
+    "Callback",
+    "EpochBatches",
+    "EpochRecord",
+    "History",
+    "Loss",
+    "ShiftFlip",
+    "TrainConfig",
+    "compute_loss",
+    "cosine_lr",
+    "cross_entropy",
+    "fit_",
+]

@@ -1,0 +1,65 @@
+"""Augmentation, vectorised over the batch: a frozen dataclass that maps (x, generator) to a new x."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateur.errors import ConfigError, DataError
+from secateur.registry import Registry
+
+
+class Augment(Protocol):
+    """What `TrainConfig.augment` takes."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a changed copy of x (B, C, ...), same shape; randomness from the generator (on the CPU) alone."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return {"kind": the key in AUGMENTS, and the fields}."""
+        ...
+
+
+AUGMENTS: Registry[str, type] = Registry("augmentation")
+
+
+@AUGMENTS.register("shift_flip")
+@dataclass(frozen=True, kw_only=True)
+class ShiftFlip:
+    """Shift each image by up to `shift_px` pixels each way, filling with 0 (the mean), and mirror half of them.
+
+    >>> x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    >>> torch.equal(ShiftFlip(shift_px=0)(x, torch.Generator()), x)
+    True
+    """
+
+    shift_px: int = 1
+    flip: bool = False  # left to right, each image with probability 1/2
+
+    def __post_init__(self) -> None:
+        if self.shift_px < 0:
+            raise ConfigError(f"shift_px={self.shift_px} is negative. It is a distance in pixels.")
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        if x.ndim != 4:
+            raise DataError(f"ShiftFlip needs images (B, C, H, W), but x is {tuple(x.shape)}. Set augment=None.")
+        n, channels, height, width = x.shape
+        span = 2 * self.shift_px + 1
+        down, right = torch.randint(span, (2, n, 1), generator=generator)
+        is_flipped = torch.rand((n, 1), generator=generator) < (0.5 if self.flip else 0.0)
+        columns = torch.arange(width).expand(n, width)
+        columns = torch.where(is_flipped, width - 1 - columns, columns) + right  # (B, W)
+        rows = torch.arange(height) + down  # (B, H)
+        padded = F.pad(x, [self.shift_px] * 4)
+        sample, channel = torch.arange(n).view(n, 1, 1, 1), torch.arange(channels).view(1, channels, 1, 1)
+        at = (sample, channel, rows.view(n, 1, height, 1), columns.view(n, 1, 1, width))
+        return padded[tuple(index.to(x.device) for index in at)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the kind, as plain data."""
+        return {"kind": "shift_flip", **asdict(self)}
