@@ -25,6 +25,7 @@ from secateur.criteria import (
     score_groups,
     to_dict,
 )
+from secateur.dims.groups import Group, Member
 from secateur.errors import ConfigError, GroupError, RegistryError
 
 CASES = [
@@ -40,40 +41,18 @@ CASES = [
 ]
 
 
-@dataclass(frozen=True)
-class StandInMember:
-    """The part of `dims.groups.Member` that criteria use, for units that lie one after another from `start`."""
-
-    key: str
-    axis: int
-    role: str
-    start: int = 0
-    size: int = 6
-
-    def view(self, tensor):
-        return tensor.movedim(self.axis, 0)[self.start : self.start + self.size]
-
-
-@dataclass(frozen=True)
-class StandInGroup:
-    name: str
-    size: int
-    members: tuple[StandInMember, ...]
-    frozen_reason: str | None = None
-
-
 def conv_group(name="conv", frozen_reason=None):
     """Six channels: a convolution with bias and norm, read by a linear layer after one other feature."""
     members = (
-        StandInMember("conv.weight", 0, "producer"),
-        StandInMember("conv.bias", 0, "bias"),
-        StandInMember("bn.weight", 0, "scale"),
-        StandInMember("bn.bias", 0, "shift"),
-        StandInMember("bn.running_mean", 0, "statistic"),
-        StandInMember("bn.running_var", 0, "statistic"),
-        StandInMember("fc.weight", 1, "reader", start=1),
+        Member("conv.weight", 0, "producer", size=6),
+        Member("conv.bias", 0, "bias", size=6),
+        Member("bn.weight", 0, "scale", size=6),
+        Member("bn.bias", 0, "shift", size=6),
+        Member("bn.running_mean", 0, "statistic", size=6),
+        Member("bn.running_var", 0, "statistic", size=6),
+        Member("fc.weight", 1, "reader", size=6, offset=1),
     )
-    return StandInGroup(name, 6, members, frozen_reason)
+    return Group(name, "channels", 6, members, frozen_reason)
 
 
 def tensors(seed=0, dtype=torch.float32):
@@ -248,7 +227,7 @@ def test_needs_reach_through_fields():
         (Context({key: value.to("meta") for key, value in tensors().items()}), conv_group(), "is on the meta device"),
         (
             Context(tensors()),
-            StandInGroup("conv", 5, conv_group().members),
+            Group("conv", "channels", 5, conv_group().members),
             r"'conv\.weight' has 6 units on axis 0; group 'conv' has 5",
         ),
     ],
@@ -297,3 +276,28 @@ def test_from_dict_is_strict(data, error, text):
 def test_what_is_not_registered_cannot_be_saved(criterion):
     with pytest.raises(ConfigError, match=r"cannot be saved: .* is not registered under that name"):
         to_dict(criterion)
+
+
+def test_the_context_of_a_model_knows_what_was_learned():
+    model = torch.nn.BatchNorm1d(6)
+    model.table = torch.ones(6)
+    source = Context.of(model, generator=torch.Generator())
+    assert source.tensors["weight"] is model.weight
+    assert source.constants == {"running_mean", "running_var", "num_batches_tracked", "table"}
+
+
+def test_constants_do_not_count_as_weights():
+    """A table that multiplies looks like a scale; only statistics are given to those who ask for them."""
+    members = (
+        Member("w", 0, "producer", size=2),
+        Member("table", 0, "scale", size=2),
+        Member("mean", 0, "statistic", size=2),
+    )
+    found = Group("g", "channels", 2, members)
+    values = {"w": torch.tensor([[1.0], [2.0]]), "table": torch.full((2,), 9.0), "mean": torch.full((2,), 5.0)}
+    source = Context(values, {"w": torch.ones(2, 1)}, constants=frozenset({"table", "mean"}))
+    assert L1(normalize="none").score(found, source).tolist() == [1, 2]
+    assert Taylor().score(found, source).tolist() == [1, 2]
+    torch.testing.assert_close(BnScale().score(found, source), torch.tensor([2 / 3, 4 / 3]))
+    assert [rows[0].item() for rows in source.slices(found, ("statistic",))] == [5]
+    assert len(source.slices(found)) == 3

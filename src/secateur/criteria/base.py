@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.capture import named_tensors
 from secateur.errors import ConfigError, GroupError
 from secateur.registry import Registry
 
@@ -30,21 +31,41 @@ class Context:
         tensors: every parameter and buffer that a group's members name.
         gradients: of the loss, by parameter key, from `collect_gradients`; only for criteria that need them.
         generator: the source of randomness; it is read, never advanced.
+        constants: keys of buffers and plain tensor attributes. Nobody learned them (rotary tables, masks), so criteria
+            leave them out; members of role "statistic" are given to those who ask for that role.
     """
 
     tensors: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor] | None = None
     generator: torch.Generator | None = None
+    constants: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        gradients: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """Return the context of a model: its parameters, buffers and tensor attributes, with what was measured.
+
+        >>> sorted(Context.of(nn.BatchNorm1d(2)).constants)
+        ['num_batches_tracked', 'running_mean', 'running_var']
+        """
+        tensors = named_tensors(model)
+        learned = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+        return cls(tensors, gradients, generator, frozenset(tensors.keys() - learned))
 
     def slices(self, group: Group, roles: tuple[str, ...] | None = None) -> list[Tensor]:
         """Return the group's tensors, each as (size, k): row c holds all that unit c has in that member.
 
         Args:
-            roles: members of other roles are left out; None means all members.
+            roles: members of other roles are left out, and so are constants; None means all members.
         Raises:
             GroupError: a key is missing, holds no data (meta device), or a view has not `group.size` rows.
         """
-        return [_rows(group, member, self.tensors, "tensor") for member in _members(group, roles)]
+        return [_rows(group, member, self.tensors, "tensor") for member in self._members(group, roles)]
 
     def gradient_pairs(self, group: Group, roles: tuple[str, ...] | None = None) -> list[tuple[Tensor, Tensor]]:
         """Return (weights, gradients) per member, both (size, k).
@@ -60,7 +81,7 @@ class Context:
                 "Pass Context(tensors, gradients=collect_gradients(model, batches))."
             )
         pairs = []
-        for member in _members(group, roles):
+        for member in self._members(group, roles):
             if member.key not in self.gradients and member.role in ("statistic", "other"):
                 continue
             weights = _rows(group, member, self.tensors, "tensor")
@@ -72,6 +93,14 @@ class Context:
                 )
             pairs.append((weights, gradients))
         return pairs
+
+    def _members(self, group: Group, roles: tuple[str, ...] | None) -> list[Member]:
+        return [
+            member
+            for member in group.members
+            if roles is None
+            or (member.role in roles and (member.role == "statistic" or member.key not in self.constants))
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +195,6 @@ def score_groups(groups: Iterable[Group], criterion: Criterion, context: Context
         _check(result, group, criterion, context)
         scores[group.name] = result
     return scores
-
-
-def _members(group: Group, roles: tuple[str, ...] | None) -> list[Member]:
-    return [member for member in group.members if roles is None or member.role in roles]
 
 
 def _rows(group: Group, member: Member, source: Mapping[str, Tensor], what: str) -> Tensor:

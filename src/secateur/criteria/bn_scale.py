@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def scale_scores(scales: Sequence[Tensor]) -> Tensor:
-    """Score units by their norms' scales: score[c] = sum over norms n of |gamma_n[c]|.
+    """Score units by their norms' scales: score[c] = mean over norms n and positions k of |gamma_n[c, k]|.
 
     Args:
         scales: one (size, k) per norm; k is 1 unless the norm's weight repeats over positions.
@@ -27,22 +27,22 @@ def scale_scores(scales: Sequence[Tensor]) -> Tensor:
 
     >>> import torch
     >>> scale_scores([torch.tensor([[0.5], [-2.0]]), torch.tensor([[1.0], [0.0]])])
-    tensor([1.5000, 2.0000])
+    tensor([0.7500, 1.0000])
     """
-    return magnitude_scores(scales, p=1)
+    return magnitude_scores(scales, p=1) / sum(rows.shape[1] for rows in scales)
 
 
 @CRITERIA.register("bn_scale")
 @dataclass(frozen=True, kw_only=True)
 class BnScale(Criterion):
-    """Norm scale: score[c] = sum over the group's norms n of |gamma_n[c]|.
+    """Norm scale: score[c] = mean over the group's norms n of |gamma_n[c]|.
 
     Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, section 3.
-    Differs: the paper has one batch norm per channel, trained with an L1 penalty; this sums over all norms of the group
-    (a residual stream has several) and takes any norm with a scale, layer norm too. A group without a norm, which the
-    paper leaves alone, is scored by `fallback`, scaled to mean 1: about what the scales of an unpenalised batch norm
-    start from. After training with the penalty, scales are far below 1 and fallback groups are pruned last;
-    `normalize="mean"` puts both kinds on one scale, and `fallback=None` makes such a group an error.
+    Differs: the paper has one batch norm per channel, trained with an L1 penalty; this averages over all norms of the
+    group (a residual stream has several), which leaves its scale as it is, and takes layer norms too. A group without a
+    norm, which the paper leaves alone, is scored by `fallback`, scaled to mean 1: about what the scales of an
+    unpenalised batch norm start from. After training with the penalty, scales are far below 1 and fallback groups are
+    pruned last; `normalize="mean"` puts both kinds on one scale, and `fallback=None` makes such a group an error.
 
     >>> BnScale().fallback.name
     'l2'

@@ -21,7 +21,7 @@ def magnitude_scores(slices: Sequence[Tensor], p: int) -> Tensor:
     """Score units by the norm of all their weights: score[c] = (sum over t, k of |t[c, k]|^p)^(1/p).
 
     Args:
-        slices: the group's tensors, each (size, k), any float dtype; at least one.
+        slices: the group's tensors, each (size, k), any dtype; at least one.
         p: 1 or 2.
     Returns:
         (size,) float32, same device, no grad, in units of the weights. Larger = keep.
@@ -29,7 +29,8 @@ def magnitude_scores(slices: Sequence[Tensor], p: int) -> Tensor:
     >>> magnitude_scores([torch.tensor([[1.0, -2.0], [0.0, 3.0]]), torch.tensor([[2.0], [-4.0]])], p=2)
     tensor([3., 5.])
     """
-    norms = [torch.linalg.vector_norm(rows.detach().float(), p, dim=1) for rows in slices]
+    detached = [rows.detach() for rows in slices]
+    norms = [torch.linalg.vector_norm(rows if rows.is_complex() else rows.float(), p, dim=1) for rows in detached]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), p, dim=0)
     return total
 
