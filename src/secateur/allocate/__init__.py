@@ -1,8 +1,9 @@
 """Allocation: scores and a budget in, the kept indices of every group out."""
 
-from secateur.allocate.budget import Budget, Cost, Space
+from secateur.allocate.budget import Budget, Space
 from secateur.allocate.methods import ALLOCATIONS, AllocationMethod, Global, Uniform, make_method
 from secateur.allocate.solve import Allocation, allocate
+from secateur.dims.cost import Cost
 
 __all__ = [
     "ALLOCATIONS",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
+from secateur.dims.cost import Cost
 from secateur.errors import ConfigError
 
 
@@ -43,14 +44,6 @@ class Budget:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value:g}" for name, value in self.asked().items())
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model takes: parameters, and multiply-accumulates of one forward (1 MAC = 2 FLOPs)."""
-
-    params: int
-    macs: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,325 @@
+"""Capture: one forward on fake tensors, recorded as a list of ATen operators.
+
+The user's own `forward` runs once. Parameters, buffers and inputs are replaced by fake tensors at the moment an
+operator reads them, so nothing is allocated or computed, a model on the meta device works, and the model's own tensors
+are recognised by identity wherever its code found them: in a module, a list, a closure, or Keras' variable store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.errors import CaptureError
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+_TORCH = f"{Path(torch.__file__).parent}/"
+_TORCH_NN = f"{_TORCH}nn/"
+SKIPPED = {torch.ops.prim.device.default}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Value:
+    """A tensor that the forward read or made. `key` names a parameter, buffer, attribute or input; else it is empty."""
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str  # "parameter" | "buffer" | "attribute" | "input" | "constant" | "op"
+    key: str = ""
+
+    def __repr__(self) -> str:
+        return f"%{self.index}{list(self.shape)}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Op:
+    """One operator call: `args` and `kwargs` as ATen got them, with a `Value` in place of each tensor."""
+
+    index: int
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Value | None, ...]
+    fqn: str  # innermost module whose forward was running
+    location: str  # "file.py:12", the innermost line outside torch
+
+    @property
+    def where(self) -> str:
+        """The operator and where the user's code called it, for messages."""
+        return f"{self.target} in '{self.fqn or 'the model'}' ({self.location})"
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one forward did. `tensors` holds the model's own parameters, buffers and tensor attributes by key."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    tensors: dict[str, Value]
+    tied: dict[str, str] = field(default_factory=dict)  # every further key of a tensor -> its first key
+
+    def __str__(self) -> str:
+        return "\n".join(f"{', '.join(map(str, op.outputs))} = {op.target}{op.args}  # {op.fqn}" for op in self.ops)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The operator that was running when a forward failed, for the repair loop."""
+
+    index: int
+    fqn: str
+    location: str
+    error: Exception
+
+
+class ForwardFailed(CaptureError):
+    """The forward raised. Carries what was recorded until then, so that a repair can look at it."""
+
+    def __init__(self, message: str, trace: Trace, attempt: Attempt) -> None:
+        super().__init__(message)
+        self.trace = trace
+        self.attempt = attempt
+
+
+def capture(model: nn.Module, inputs: Inputs) -> Trace:
+    """Run `model` once on fake tensors, in eval mode and without gradients, and record every ATen operator.
+
+    Args:
+        model: any module. Its parameters may be on any device, the meta device included, frozen or not.
+        inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+            Only shapes and dtypes are used; tensors on the meta device will do.
+    Returns:
+        The record. The model is left as it was found, training flags included; nothing is allocated.
+    Raises:
+        CaptureError: the model has no parameters, or its forward failed, with the module and line where it did.
+    """
+    if next(iter(model.parameters()), None) is None:
+        raise CaptureError(
+            f"{type(model).__name__} has no parameters, so there is nothing to make smaller. Pass the module that holds them."
+        )
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder(fake_mode, named_tensors(model))
+    args, kwargs = as_call(inputs)
+    with plain_forward(model), _module_stack(model, recorder.stack), fake_mode:
+        args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
+        try:
+            with recorder:
+                result = model(*args, **kwargs)
+        except Exception as error:
+            raise _explain(error, recorder, model) from error
+    return recorder.trace(result)
+
+
+def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn the three forms of `inputs` into positional and keyword arguments.
+
+    >>> as_call((1, 2))
+    ((1, 2), {})
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor inside lists, tuples, dicts, dataclasses and objects such as Hugging Face's `ModelOutput`."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensors_in(v)]
+    if isinstance(value, Sequence | set) and not isinstance(value, str):
+        return [t for v in value for t in tensors_in(v)]
+    if hasattr(value, "__dict__"):
+        return [t for v in vars(value).values() if v is not value for t in tensors_in(v)]
+    return []
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes by fqn, a tied tensor under each of its names.
+
+    A plain attribute (`self.scale = torch.ones(8)`) is not in the state dict, but it must shrink with the rest.
+    """
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    found.update(model.named_buffers(remove_duplicate=False))
+    for fqn, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found.setdefault(f"{fqn}.{name}" if fqn else name, value)
+    return found
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records operators; swaps the model's real tensors for fake ones as they come by."""
+
+    def __init__(self, fake_mode: FakeTensorMode, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.fake_mode = fake_mode
+        self.stack: list[str] = [""]
+        self.ops: list[Op] = []
+        self.n_values = 0
+        self.attempted = ("", "")
+        self.values: dict[int, Value] = {}  # id of a fake tensor -> its value
+        self.fakes: dict[int, FakeTensor] = {}  # id of a real tensor -> its fake twin
+        self.alive: list[Tensor] = []  # ids stay unique only while their tensors live
+        self.names: dict[int, str] = {}
+        self.tensors: dict[str, Value] = {}
+        self.tied: dict[str, str] = {}
+        self.inputs: list[Value] = []
+        for key, tensor in tensors.items():
+            first = self.names.setdefault(id(tensor), key)
+            if first != key:
+                self.tied[key] = first
+                continue
+            self.alive.append(tensor)
+            source = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            self.tensors[key] = self._value(tensor, source, key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in SKIPPED:
+            device = args[0].device
+            return torch.device("cpu") if device.type == "meta" else device
+        kwargs = kwargs or {}
+        if (device := kwargs.get("device")) is not None and torch.device(device).type == "meta":
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        location = _location(sys._getframe(1))
+        self.attempted = (self.stack[-1], location)
+        args, kwargs = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
+        out = func(*args, **kwargs)
+        seen, seen_kwargs = pytree.tree_map_only(Tensor, self._lookup, (args, kwargs))
+        outs = out if isinstance(out, tuple | list) else (out,)
+        values = tuple(self._lookup(t) if isinstance(t, Tensor) else None for t in outs)
+        self.ops.append(Op(len(self.ops), func, tuple(seen), seen_kwargs, values, self.stack[-1], location))
+        return out
+
+    def add_input(self, tensor: Tensor) -> Tensor:
+        """Register an input of the model and return its fake twin."""
+        fake = self._fake_of(tensor)
+        self.values[id(fake)] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
+        self.inputs.append(value)
+        return fake
+
+    def trace(self, result: Any = ()) -> Trace:
+        outputs = [self.values[id(t)] for t in tensors_in(result) if id(t) in self.values]
+        # An output may be a tensor of the model itself, which no operator touched.
+        outputs += [self.tensors[self.names[id(t)]] for t in tensors_in(result) if id(t) in self.names]
+        return Trace(tuple(self.ops), tuple(self.inputs), tuple(outputs), self.tensors, self.tied)
+
+    def _value(self, tensor: Tensor, source: str, key: str = "") -> Value:
+        self.n_values += 1
+        return Value(self.n_values - 1, tuple(tensor.shape), tensor.dtype, source, key)
+
+    def _fake_of(self, tensor: Tensor) -> FakeTensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        self.alive.append(tensor)
+        plain = tensor.detach()
+        if plain.device.type == "meta":  # code that makes tensors names no device; all of it must agree
+            fake = FakeTensor(self.fake_mode, plain, torch.device("cpu"))
+        else:
+            fake = self.fake_mode.from_tensor(plain, static_shapes=True)
+        self.fakes[id(tensor)] = fake
+        return fake
+
+    def _fake(self, tensor: Tensor) -> FakeTensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        if (fake := self.fakes.get(id(tensor))) is None:
+            fake = self._fake_of(tensor)
+            key = self.names.get(id(tensor), "")
+            self.values[id(fake)] = self.tensors[key] if key else self._value(tensor, "constant")
+        return fake
+
+    def _lookup(self, fake: Tensor) -> Value:
+        if (value := self.values.get(id(fake))) is None:
+            self.alive.append(fake)
+            value = self.values[id(fake)] = self._value(fake, "op")
+        return value
+
+
+def _location(frame: Any) -> str:
+    """The innermost line of the forward outside torch; for code of torch itself, its innermost line in `torch.nn`."""
+    inside = None
+    while frame is not None and frame.f_code.co_filename != __file__:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, "<")):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        if inside is None and name.startswith(_TORCH_NN):
+            inside = f"torch/{Path(name).relative_to(_TORCH)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return inside or "unknown line"
+
+
+@contextlib.contextmanager
+def plain_forward(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused encoder path inside; afterwards each module's own training flag is back.
+
+    `nn.TransformerEncoder`'s fused eval path is one opaque operator; its plain path says the same in ATen.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep `stack[-1]` at the fqn of the innermost module whose forward is running."""
+
+    def enter(fqn: str) -> Callable[..., None]:
+        return lambda *_: stack.append(fqn)
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    handles = []
+    for fqn, module in model.named_modules():
+        handles += [module.register_forward_pre_hook(enter(fqn), prepend=True)]
+        handles += [module.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _explain(error: Exception, recorder: _Recorder, model: nn.Module) -> ForwardFailed:
+    """Name the module and the line of the user's code where the forward failed."""
+    fqn, location = recorder.attempted
+    names = {id(module): name for name, module in model.named_modules()}
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if (owner := names.get(id(frame.f_locals.get("self")))) is not None:
+            fqn = owner
+        if not frame.f_code.co_filename.startswith((_TORCH, __file__)):
+            location = f"{Path(frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    shapes = ", ".join(str(list(v.shape)) for v in recorder.inputs)
+    message = (
+        f"The forward of {type(model).__name__} failed in '{fqn or 'the model'}' ({location}) on inputs of shape {shapes}:"
+        f" {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}."
+        " Check that it runs on these inputs; code that reads values of tensors (`.item()`, `if x > 0`) can't be captured."
+    )
+    return ForwardFailed(message, recorder.trace(), Attempt(len(recorder.ops), fqn, location, error))

@@ -1,0 +1,208 @@
+"""Planning: from a model and a budget to a `Plan`. Trace, repair, score, allocate; the model is read, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.allocate import Allocation, AllocationMethod, Budget, Space, Uniform, allocate, make_method
+from secateur.capture import Inputs
+from secateur.criteria import (
+    L2,
+    Context,
+    Criterion,
+    collect_gradients,
+    cross_entropy,
+    make_criterion,
+    score_groups,
+    to_dict,
+)
+from secateur.criteria.base import needs_of
+from secateur.dims.algebra import Leaf, count, leaves
+from secateur.dims.groups import Group
+from secateur.errors import ConfigError, PlanError
+from secateur.graph import Graph, trace
+from secateur.numbers import Binding
+from secateur.plans import AttributeChange, GroupKeep, Plan, expression
+from secateur.repair import Repairer, repair
+from secateur.specs import to_spec
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How to choose what goes.
+
+    Args:
+        criterion: a criterion, its registered name ("l2", "taylor", …), or a function of (group, context).
+        method: how counts are chosen: `Uniform()`, `Global()`, or a registered name.
+        ignore: fnmatch patterns on fqn, for example "head.*": no tensor of these modules changes.
+        seed: for criteria that draw random numbers.
+
+    >>> PruneConfig(criterion="l1").criterion
+    'l1'
+    """
+
+    criterion: str | Criterion | Callable[[Group, Context], Tensor] = L2()
+    method: str | AllocationMethod = Uniform()
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ignore, str):  # type: ignore[unreachable]
+            # a lone string would be read letter by letter
+            raise ConfigError(
+                f"ignore={self.ignore!r} is one string. Pass a tuple of patterns: ignore=({self.ignore!r},)."
+            )
+        make_criterion(self.criterion)
+        make_method(self.method)
+
+
+def plan(
+    model: nn.Module,
+    inputs: Inputs,
+    budget: Budget,
+    config: PruneConfig | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    loss: Loss = cross_entropy,
+) -> Plan:
+    """Choose what to keep of `model` under `budget`. Nothing is changed.
+
+    Args:
+        model: the trained network.
+        inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        budget: what may be kept, as fractions of the dense model.
+        config: criterion, allocation, modules to leave alone, seed.
+        data: batches of (x, y) or dicts with "labels", for criteria that need gradients.
+        loss: of (model output, labels); only for such criteria.
+    Returns:
+        The plan: kept indices, new shapes, numbers to change, costs, and what was left alone with its reason.
+    Raises:
+        CaptureError: the forward fails on these inputs.
+        PlanError: nothing can be pruned; the reasons are listed.
+        ConfigError: the criterion needs data and none was given.
+        GroupError: weights hold NaN or Inf.
+
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> print(plan(net, torch.zeros(1, 3), Budget(width=0.5)))
+    group       kind      width  kept
+    ──────────  ────────  ─────  ────
+    0 features  features  8 → 4   50%
+    parameters 50 → 26 (52.0%), MACs 40 → 20 (50.0%)
+    1 groups left alone
+    """
+    config = config or PruneConfig()
+    criterion, method = make_criterion(config.criterion), make_method(config.method)
+    graph = trace(model, inputs)
+    bindings = repair(model, inputs, graph)
+    chosen, ignored = _choose_groups(graph, config.ignore)
+    gradients = None
+    if "gradients" in needs_of(criterion):
+        if data is None:
+            raise ConfigError(f"Criterion '{criterion.name}' needs labelled data. Pass data=batches of (x, y).")
+        gradients = collect_gradients(model, data, loss)
+    generator = torch.Generator().manual_seed(config.seed)
+    scores = score_groups(chosen, criterion, Context.of(model, gradients=gradients, generator=generator))
+    allocation = allocate(scores, _space(graph, chosen), budget, method)
+    repairer = Repairer(model, inputs, graph, list(bindings))
+    while repairer.reject({name: len(keep) for name, keep in allocation.keep.items()}):
+        chosen, ignored = _choose_groups(graph, config.ignore)
+        allocation = allocate({g.name: scores[g.name] for g in chosen}, _space(graph, chosen), budget, method)
+    made_with = {
+        "criterion": to_dict(criterion) if type(criterion).name != "function" else {"name": "function"},
+        "method": {"name": type(method).__name__.lower(), **asdict(method)},
+        "budget": budget.asked(),
+        "ignore": list(config.ignore),
+        "seed": config.seed,
+    }
+    return make_plan(graph, bindings, allocation, inputs, skipped=ignored, made_with=made_with)
+
+
+def make_plan(
+    graph: Graph,
+    bindings: Iterable[Binding],
+    allocation: Allocation,
+    inputs: Inputs,
+    *,
+    skipped: Iterable[tuple[str, str]] = (),
+    made_with: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Write down what keeping these indices does to every tensor, every bound number and the cost."""
+    counts = {name: len(keep) for name, keep in allocation.keep.items()}
+    groups = tuple(
+        GroupKeep(
+            g.name, g.kind, g.size, tuple(allocation.keep.get(g.name, range(g.size))), _shrunk_normalisers(g, counts)
+        )
+        for g in graph.prunable
+    )
+    smaller = {g.leaf: counts[g.name] for g in graph.prunable if counts.get(g.name, g.size) < g.size}
+    names = {g.leaf: g.name for g in graph.prunable}
+    tensors = {}
+    for value in graph.trace.tensors.values():
+        dims = graph.solution.axes(value)
+        if any(leaf in smaller for d in dims for leaf in leaves(d)):
+            tensors[value.key] = tuple(expression(d, names) for d in dims)
+    for key, first in graph.trace.tied.items():
+        if first in tensors:
+            tensors[key] = tensors[first]
+    return Plan(
+        groups=groups,
+        tensors=tensors,
+        attributes=tuple(_changes(bindings, smaller)),
+        inputs=to_spec(inputs),
+        cost_before=graph.cost(),
+        cost_after=graph.cost(counts),
+        skipped=(*skipped, *((g.name, g.frozen_reason) for g in graph.groups if g.frozen_reason is not None)),
+        notes=allocation.notes,
+        config=dict(made_with or {}),
+    )
+
+
+def _shrunk_normalisers(group: Group, counts: Mapping[str, int]) -> tuple[str, ...]:
+    return group.normalised_by if counts.get(group.name, group.size) < group.size else ()
+
+
+def _changes(bindings: Iterable[Binding], smaller: Mapping[Leaf, int]) -> Iterable[AttributeChange]:
+    for b in bindings:
+        if (n := count(b.dim, smaller)) != b.dim.size:
+            yield AttributeChange(b.fqn, b.path, b.dim.size, n)
+
+
+def _choose_groups(graph: Graph, ignore: tuple[str, ...]) -> tuple[list[Group], list[tuple[str, str]]]:
+    """Groups to score, and those that a pattern protects; a group tied to a protected one is protected too."""
+    protected: dict[str, str] = {}
+    for g in graph.prunable:
+        for m in g.members:
+            fqn = m.key.rpartition(".")[0]
+            pattern = next((p for p in ignore if fnmatch(fqn, p) or fnmatch(m.key, p)), None)
+            if pattern is not None:
+                protected[g.name] = f"ignore pattern {pattern!r} matches '{m.key}'"
+                break
+    for g in graph.prunable:
+        tied = [name for name in g.tied_to if name in protected]
+        if tied and g.name not in protected:
+            protected[g.name] = f"keeps the same fraction as '{tied[0]}', which an ignore pattern protects"
+    chosen = [g for g in graph.prunable if g.name not in protected]
+    if not chosen:
+        reasons = [f"{g.name}: {g.frozen_reason or protected[g.name]}" for g in graph.groups]
+        raise PlanError(
+            "Nothing in this model can be pruned. " + "; ".join(reasons[:6] or ["it has no axis that could shrink"])
+        )
+    return chosen, list(protected.items())
+
+
+def _space(graph: Graph, chosen: list[Group]) -> Space:
+    names = {g.name for g in chosen}
+    ties = {tuple(sorted({g.name, *g.tied_to})) for g in chosen if g.tied_to}
+    return Space(
+        sizes={g.name: g.size for g in chosen},
+        cost=graph.cost,
+        ties=tuple(sorted(tie for tie in ties if names.issuperset(tie))),
+    )

@@ -1,0 +1,324 @@
+"""Verification: does the pruned model compute what it should?
+
+Two proofs. Shapes: the pruned model is captured again and every operator must have the shape, and every counted
+argument the value, that the plan predicts. Numbers: *with the readers of the dropped slices zeroed, the original
+computes what the pruned model computes.* The original runs on its own code at full width; at each operator that sums
+over a dropped index, that index is zeroed first. Where an operator normalises across the dropped axis (layer norm,
+mean, softmax, attention's default scale) no zeroing is exact, and the operator alone is computed re-normalised, over
+the kept indices; the report names those operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.capture import SKIPPED, Inputs, Op, Trace, as_call, capture, plain_forward, tensors_in
+from secateur.dims.algebra import Dim, Leaf, count, kept, leaves
+from secateur.dims.solve import Position, Read
+from secateur.errors import CaptureError, PlanError
+from secateur.graph import Graph, trace
+from secateur.plans import Plan
+from secateur.specs import from_spec
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest relative difference that rounding explains, by dtype of the output."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What the proof found.
+
+    Attributes:
+        problems: what contradicts the plan; empty where the model is proven.
+        max_difference: the largest |reference - pruned| over the largest |reference|, over all outputs; None where no
+            numbers could be compared.
+        n_ops: operators whose shapes were compared.
+        renormalised: operators that normalise across something dropped.
+        unchecked: why numbers were not compared, where they were not.
+    """
+
+    problems: tuple[str, ...] = ()
+    max_difference: float | None = None
+    tolerance: float = 0.0
+    n_ops: int = 0
+    renormalised: tuple[str, ...] = ()
+    unchecked: str = ""
+
+    @property
+    def is_ok(self) -> bool:
+        """True where nothing contradicts the plan."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        state = "verified" if self.is_ok else "NOT verified"
+        numbers = (
+            f"largest relative difference {self.max_difference:.1e} (tolerance {self.tolerance:.0e})"
+            if self.max_difference is not None
+            else f"numbers not compared: {self.unchecked}"
+        )
+        lines = [f"{state}: shapes of {self.n_ops} operators, {numbers}"]
+        lines += [f"problem: {p}" for p in self.problems]
+        if self.renormalised:
+            lines.append(f"re-normalised: {len(self.renormalised)} operators, the first {self.renormalised[0]}")
+        return "\n".join(lines)
+
+
+def verify(
+    model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs | None = None, *, tolerance: float | None = None
+) -> VerifyReport:
+    """Prove that `small` is what `plan` makes of `model`.
+
+    Args:
+        model: the dense model; `small`: the pruned one.
+        inputs: example inputs; without them, random ones of the plan's shapes.
+        tolerance: largest relative difference allowed; by default that of the outputs' dtype (`TOLERANCES`).
+    Returns:
+        A report; `is_ok` where the proof holds. Nothing is raised for a model that fails it.
+    """
+    if inputs is None:
+        inputs = from_spec(plan.inputs)
+    graph = trace(model, inputs)
+    try:
+        keep = leaf_keep(graph, plan)
+        after = capture(small, inputs)
+    except (PlanError, CaptureError) as error:
+        return VerifyReport(problems=(str(error),))
+    counts = {leaf: len(index) for leaf, index in keep.items()}
+    differences = compare(graph, after, counts)
+    rescaled = {d.op: d for d in differences if d.is_scale}
+    problems = tuple(d.text for d in differences if not d.is_scale)
+    renormalised = _renormalised(graph, counts, rescaled)
+    report = VerifyReport(problems=problems, n_ops=len(after.ops), renormalised=renormalised)
+    if problems:
+        return report
+    if any(t.is_meta for m in (model, small) for t in m.parameters()):
+        return VerifyReport(
+            n_ops=len(after.ops), renormalised=renormalised, unchecked="parameters are on the meta device"
+        )
+    return _compare_numbers(model, small, inputs, _Law(graph, keep, rescaled, after), report, tolerance)
+
+
+def leaf_keep(graph: Graph, plan: Plan) -> dict[Leaf, Tensor]:
+    """Kept indices of each leaf, read off the plan's tensors alone: names play no part.
+
+    Raises:
+        PlanError: the plan cuts an axis in a way that its groups can't explain, or cuts a frozen group.
+    """
+    axes = {key: plan.keep(key) for key in plan.tensors}
+    keep: dict[Leaf, Tensor] = {}
+    for group in graph.groups:
+        for member in group.members:
+            index = axes[member.key][member.axis] if member.key in axes else None
+            if index is None:
+                continue
+            n = graph.trace.tensors[member.key].shape[member.axis]
+            stays = torch.zeros(n, dtype=torch.bool).index_fill_(0, index, True)
+            places = replace(member, axis=0).view(stays).reshape(group.size, -1)
+            left = places.any(1).nonzero().flatten()
+            if len(left) < group.size:
+                keep.setdefault(group.leaf, left)
+    for value in graph.trace.tensors.values():
+        for axis, dim in enumerate(graph.solution.axes(value)):
+            planned = axes[value.key][axis] if value.key in axes else None
+            expected = kept(dim, keep)
+            if not torch.equal(expected, torch.arange(dim.size) if planned is None else planned):
+                raise PlanError(
+                    f"The plan keeps {'all' if planned is None else len(planned)} of axis {axis} of '{value.key}', but"
+                    f" what it does to other tensors means {len(expected)} of {dim.size}. They must shrink together."
+                )
+            if len(expected) < dim.size and all(leaf.frozen for leaf in leaves(dim)):
+                raise PlanError(
+                    f"The plan cuts '{value.key}', whose axis {axis} is frozen: {next(leaves(dim)).frozen}."
+                )
+    return keep
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the pruned model's record is not what the plan predicts.
+
+    `axis` is an output axis, or None; `position` an argument. `is_scale`: a number that the code computed from a width
+    (1/sqrt(head_dim), a mean's count); the smaller network uses its own, and the reference does the same.
+    """
+
+    op: int
+    text: str
+    expected: Dim | None = None
+    actual: int | None = None
+    position: Position | None = None
+    is_scale: bool = False
+    scales: Mapping[Position, Any] = field(default_factory=dict)
+
+
+def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Difference]:
+    """Every difference between the prediction and a record, in order; scales are differences too (see `Difference`)."""
+    found: list[Difference] = []
+    for before, now in zip(graph.trace.ops, after.ops, strict=False):
+        if before.target is not now.target:
+            found.append(Difference(before.index, f"{before.where} became {now.where}"))
+            return found
+        found += _compare_shapes(graph, before, now, counts)
+        found += _compare_numbers_of(graph, before, now, counts)
+    if len(graph.trace.ops) != len(after.ops):
+        n = min(len(graph.trace.ops), len(after.ops))
+        found.append(Difference(n, f"{len(graph.trace.ops)} operators became {len(after.ops)}"))
+    return found
+
+
+def _compare_shapes(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf, int]) -> Iterator[Difference]:
+    for value, other in zip(before.outputs, now.outputs, strict=True):
+        if value is None or other is None:
+            continue
+        dims = graph.solution.axes(value)
+        for axis, dim in enumerate(dims):
+            if axis >= len(other.shape) or (n := count(dim, counts)) != other.shape[axis]:
+                actual = other.shape[axis] if axis < len(other.shape) else None
+                text = f"axis {axis} is {actual}, the plan says {n} (was {dim.size}): {before.where}"
+                yield Difference(before.index, text, expected=dim, actual=actual)
+
+
+def _compare_numbers_of(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf, int]) -> Iterator[Difference]:
+    """Compare arguments that are numbers. A counted one has a predicted value; one that only spells a shape is free."""
+    scales: dict[Position, Any] = {}
+    pairs: list[tuple[Position, Any, Any]] = [
+        (i, a, b) for i, (a, b) in enumerate(zip(before.args, now.args, strict=False))
+    ]
+    pairs += [(k, a, now.kwargs.get(k)) for k, a in before.kwargs.items()]
+    for position, old, new in pairs:
+        expected = graph.solution.expected.get((before.index, position))
+        if expected is not None:
+            if new != (n := count(expected, counts)):
+                text = f"argument {position} is {new}, the plan says {n} (was {old}): {before.where}"
+                yield Difference(before.index, text, expected=expected, actual=new, position=position)
+        elif _is_number(old) and old != new:
+            if before.index in graph.solution.shape_decides or before.target is torch.ops.aten.slice.Tensor:
+                continue
+            if torch.Tag.pointwise in before.target.tags or isinstance(old, float):
+                scales[position] = new
+            else:
+                yield Difference(before.index, f"argument {position} changed from {old} to {new}: {before.where}")
+    if scales:
+        text = f"{', '.join(f'{v:.4g}' for v in scales.values())} computed from a width: {before.where}"
+        yield Difference(before.index, text, is_scale=True, scales=scales)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _renormalised(graph: Graph, counts: Mapping[Leaf, int], rescaled: Mapping[int, Difference]) -> tuple[str, ...]:
+    def shrinks(dim: Dim) -> bool:
+        return count(dim, counts) < dim.size
+
+    ops = {r.op for r in graph.solution.renormalised if any(map(shrinks, r.dims))}
+    ops |= {r.op for r in graph.solution.reads if r.how != "zero" and shrinks(r.dim)}
+    return tuple(graph.trace.ops[i].where for i in sorted(ops | rescaled.keys()))
+
+
+class _Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs the original as if the dropped indices were not there."""
+
+    def __init__(
+        self, graph: Graph, keep: dict[Leaf, Tensor], rescaled: Mapping[int, Difference], after: Trace
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops = graph.trace.ops
+        self.leaf_keep = keep
+        self.rescaled = rescaled
+        self.at = 0
+        self.problem = ""
+        self.reads: dict[int, list[Read]] = {}
+        for read in graph.solution.reads:
+            if any(leaf in keep for leaf in leaves(read.dim)):
+                self.reads.setdefault(read.op, []).append(read)
+        self.references = {
+            r.op: r.reference
+            for r in graph.solution.renormalised
+            if any(leaf in keep for d in r.dims for leaf in leaves(d))
+        }
+
+    def keep(self, dim: Dim) -> Tensor:
+        return kept(dim, self.leaf_keep)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in SKIPPED:
+            return func(*args, **kwargs)
+        i, self.at = self.at, self.at + 1
+        if i >= len(self.ops) or self.ops[i].target is not func:
+            expected = self.ops[i].where if i < len(self.ops) else "nothing"
+            self.problem = self.problem or f"the real run calls {func} where the record has {expected}"
+            return func(*args, **kwargs)
+        if (change := self.rescaled.get(i)) is not None:
+            for position, value in change.scales.items():
+                args, kwargs = _put(args, kwargs, position, value)
+        for read in self.reads.get(i, ()):
+            x = args[read.position] if isinstance(read.position, int) else kwargs[read.position]
+            args, kwargs = _put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
+        if (reference := self.references.get(i)) is not None:
+            return reference(func, args, kwargs, self.keep)
+        return func(*args, **kwargs)
+
+
+def _put(args: Any, kwargs: dict[str, Any], position: Position, value: Any) -> tuple[Any, dict[str, Any]]:
+    if isinstance(position, str):
+        return args, {**kwargs, position: value}
+    return (*args[:position], value, *args[position + 1 :]), kwargs
+
+
+def _without(x: Tensor, read: Read, index: Tensor) -> Tensor:
+    """A tensor in which the indices that are not kept have no say in the operator."""
+    if read.how == "select":
+        return x.index_select(read.axis, index)
+    dropped = torch.ones(x.shape[read.axis], dtype=torch.bool, device=x.device).index_fill_(0, index, False)
+    info = torch.finfo(x.dtype) if x.dtype.is_floating_point else None
+    fill = {"zero": 0, "lowest": -torch.inf if info else 0, "highest": torch.inf if info else 0}[read.how]
+    return x.index_fill(read.axis, dropped.nonzero().flatten(), fill)
+
+
+def _compare_numbers(
+    model: nn.Module, small: nn.Module, inputs: Inputs, law: _Law, report: VerifyReport, tolerance: float | None
+) -> VerifyReport:
+    device = next(model.parameters()).device
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), as_call(inputs))
+    if any(t.is_meta for t in tensors_in([args, kwargs])):
+        return VerifyReport(
+            n_ops=report.n_ops, renormalised=report.renormalised, unchecked="inputs are on the meta device"
+        )
+    with plain_forward(model), law:
+        expected = tensors_in(model(*args, **kwargs))
+    with plain_forward(small):
+        actual = tensors_in(small(*args, **kwargs))
+    if law.problem:
+        return VerifyReport(problems=(law.problem,), n_ops=report.n_ops, renormalised=report.renormalised)
+    allowed = tolerance if tolerance is not None else max(TOLERANCES.get(t.dtype, 0.0) for t in expected)
+    largest = max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
+    problem = f"outputs differ by {largest:.2e} of the largest value; {allowed:.0e} is allowed"
+    return VerifyReport(
+        problems=() if largest <= allowed else (problem,),
+        max_difference=largest,
+        tolerance=allowed,
+        n_ops=report.n_ops,
+        renormalised=report.renormalised,
+    )
+
+
+def _relative(expected: Tensor, actual: Tensor) -> float:
+    """max |expected - actual| / max |expected|; infinity where either is not finite where the other is."""
+    if expected.numel() == 0:
+        return 0.0
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = expected.to(wide), actual.to(wide)
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return float("inf")
+    a, b = (torch.where(t.isfinite(), t, torch.zeros_like(t)) for t in (a, b))
+    scale = a.abs().max().item()
+    gap = (a - b).abs().max().item()
+    return gap / scale if scale else (0.0 if gap == 0 else float("inf"))
