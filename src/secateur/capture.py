@@ -108,7 +108,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Trace:
     """
     if next(iter(model.parameters()), None) is None:
         raise CaptureError(
-            f"{type(model).__name__} has no parameters, so there is nothing to make smaller. Pass the module that holds them."
+            f"{type(model).__name__} has no parameters, so there is nothing to make smaller."
+            " Pass the module that holds them."
         )
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     recorder = _Recorder(fake_mode, named_tensors(model))
@@ -318,8 +319,9 @@ def _explain(error: Exception, recorder: _Recorder, model: nn.Module) -> Forward
         trace = trace.tb_next
     shapes = ", ".join(str(list(v.shape)) for v in recorder.inputs)
     message = (
-        f"The forward of {type(model).__name__} failed in '{fqn or 'the model'}' ({location}) on inputs of shape {shapes}:"
-        f" {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}."
-        " Check that it runs on these inputs; code that reads values of tensors (`.item()`, `if x > 0`) can't be captured."
+        f"The forward of {type(model).__name__} failed in '{fqn or 'the model'}' ({location}) on inputs of shape"
+        f" {shapes}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}."
+        " Check that it runs on these inputs; code that reads values of tensors (`.item()`, `if x > 0`)"
+        " can't be captured."
     )
     return ForwardFailed(message, recorder.trace(), Attempt(len(recorder.ops), fqn, location, error))

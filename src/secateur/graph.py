@@ -1,4 +1,7 @@
-"""The graph: a captured network with its equations solved. Later steps read it; the repair loop alone freezes and ties in it."""
+"""The graph: a captured network with its equations solved.
+
+Later steps read it; the repair loop alone freezes and ties in it.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,8 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
         CaptureError: the model has no parameters, or its forward fails on these inputs.
 
     >>> import torch
-    >>> graph = trace(torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)), torch.zeros(1, 3))
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> graph = trace(net, torch.zeros(1, 3))
     >>> [(g.name, g.size) for g in graph.prunable]
     [('0 features', 8)]
     >>> graph.cost({"0 features": 4})

@@ -101,7 +101,8 @@ class Plan:
     def keep(self, key: str) -> list[Tensor | None]:
         """For each axis of a tensor that changes, the indices that stay; None where the axis is whole.
 
-        >>> plan = Plan((GroupKeep("g", "heads", 3, (0, 2)),), {"w": ({"prod": ["g", 2]}, 4)}, (), None, Cost(0, 0), Cost(0, 0))
+        >>> axes = {"w": ({"prod": ["g", 2]}, 4)}
+        >>> plan = Plan((GroupKeep("g", "heads", 3, (0, 2)),), axes, (), None, Cost(0, 0), Cost(0, 0))
         >>> plan.keep("w")
         [tensor([0, 1, 4, 5]), None]
         >>> plan.shape_before("w"), plan.shape_after("w")

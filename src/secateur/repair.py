@@ -13,15 +13,15 @@ import ast
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from secateur.capture import ForwardFailed, Inputs, Op, Trace, capture
+from secateur.capture import ForwardFailed, Inputs, Op, Trace, Value, capture, named_tensors
 from secateur.dims.algebra import Dim, Leaf, count, find, leaves
-from secateur.errors import SecateurError
 from secateur.graph import Graph
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at, parts_of
 from secateur.surgery import set_number, skeleton
@@ -35,12 +35,12 @@ _MAX_TRIALS = 24
 class Slot:
     """A part of an axis of an operator, so that the same place can be found in a module of the same class."""
 
+    op: Op
     is_output: bool
     tensor: int
     axis: int
-    path: tuple[int, ...]
     dim: Dim
-    actual: int | None = None  # the size that the repaired code gave instead
+    path: tuple[int, ...] = ()  # which part of the axis (see `parts_of`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,7 @@ class Repairer:
     inputs: Inputs
     graph: Graph
     bindings: list[Binding] = field(default_factory=list)
+    inside: dict[str, dict[int, int]] = field(default_factory=dict)  # see `_under`
 
     def run(self) -> None:
         while (failure := self.attempt(self.bindings)) is not None:
@@ -90,8 +91,9 @@ class Repairer:
             value.key: tuple(count(d, counts) for d in solution.axes(value))
             for value in solution.trace.tensors.values()
         }
+        originals = named_tensors(self.model)
         tensors = {
-            value.key: _meta(shapes[value.key], value.dtype, value.source == "parameter")
+            value.key: _meta(shapes[value.key], originals[value.key])
             for value in solution.trace.tensors.values()
             if shapes[value.key] != value.shape
         }
@@ -108,44 +110,32 @@ class Repairer:
         differences = [d for d in compare(self.graph, after, counts) if not d.is_scale]
         if not differences:
             return None
-        ops = self.graph.trace.ops
-        op = ops[min(differences[0].op, len(ops) - 1)]
+        op = self.graph.trace.ops[differences[0].op]
         here = [d for d in differences if d.op == op.index]
         slots = list(self._slots(op, counts))
-        wanted = [(d.expected, d.actual) for d in here if d.expected is not None]
-        wrong = [
-            Slot(s.is_output, s.tensor, s.axis, s.path, s.dim, actual)
-            for dim, actual in wanted
-            for s in slots
-            if s.dim is find(dim)
-        ] or [Slot(True, -1, -1, (), dim, actual) for dim, actual in wanted]
-        if error is None or error.attempt.index != op.index:
-            near = [s for s in slots if not s.is_output]
-            return Failure(op, len(wanted) or 1, op.fqn, here[0].text, tuple(wrong), tuple(near))
-        wrong = self._blame(op, error, slots)
-        text = f"{type(error.attempt.error).__name__} at {error.attempt.location}: {_first_line(error.attempt.error)}"
-        return Failure(
-            op, max(len(wrong), 1), error.attempt.fqn, text, tuple(wrong), tuple(s for s in slots if not s.is_output)
-        )
+        near = tuple(s for s in slots if not s.is_output)
+        if error is not None and here[0].is_end:
+            wrong = self._blame(error, [s for s in slots if s.is_output], counts)
+            cause = error.attempt
+            text = f"{type(cause.error).__name__} at {cause.location}: {_first_line(cause.error)}"
+            return Failure(op, len(wrong) or 1, cause.fqn, text, tuple(wrong), near)
+        wanted = {id(find(d.expected)) for d in here if d.expected is not None}
+        wrong = [s for s in slots if id(s.dim) in wanted]
+        wrong += [
+            Slot(op, True, -1, -1, find(d.expected)) for d in here if d.expected is not None and d.position is not None
+        ]
+        return Failure(op, len(here), op.fqn, here[0].text, tuple(wrong), near)
 
-    def _blame(self, op: Op, error: ForwardFailed, slots: list[Slot]) -> list[Slot]:
-        """Output axes that the failing operator should have made, with the sizes that it asked for where it says so."""
-        outputs = [s for s in slots if s.is_output]
+    def _blame(self, error: ForwardFailed, outputs: list[Slot], counts: Mapping[Leaf, int]) -> list[Slot]:
+        """Of the axes that the failing operator should have made, those for which it asked for another size."""
         asked = re.search(r"shape '(\[[-\d, ]*\])' is invalid", str(error.attempt.error))
         sizes = ast.literal_eval(asked[1]) if asked else []
-        if not outputs or len(sizes) != len(self._axes(op, True)[0]):
+        if any(s.axis >= len(sizes) for s in outputs):
             return outputs
-        counts = probing_counts(self.graph)
-        return [
-            Slot(True, s.tensor, s.axis, s.path, s.dim, sizes[s.axis])
-            for s in outputs
-            if sizes[s.axis] not in (-1, count(s.dim, counts))
-        ] or outputs
+        return [s for s in outputs if sizes[s.axis] not in (-1, count(s.dim, counts))] or outputs
 
     def _axes(self, op: Op, is_output: bool) -> list[tuple[Dim, ...]]:
-        from secateur.capture import Value
-
-        flat = torch.utils._pytree.tree_leaves((op.args, op.kwargs))
+        flat = pytree.tree_leaves((op.args, op.kwargs))
         values = op.outputs if is_output else [v for v in flat if isinstance(v, Value)]
         return [self.graph.solution.axes(v) for v in values if v is not None and v.index in self.graph.solution.dims]
 
@@ -155,31 +145,28 @@ class Repairer:
             for i, dims in enumerate(self._axes(op, is_output)):
                 for axis, dim in enumerate(dims):
                     if count(dim, counts) != dim.size:
-                        yield Slot(is_output, i, axis, (), dim)
+                        yield Slot(op, is_output, i, axis, dim)
 
-    def _bind(self, failure: Failure) -> bool:
+    def _bind(self, failure: Failure, beyond: tuple[int, int] | None = None) -> bool:
         """Bind a number of the module, of one around it, that equals the old size of an axis or of a part of it."""
         tried = 0
-        collected: list[list[tuple[Binding, Slot]]] = []
         for scope in self._scopes(failure):
             candidates = self._candidates(failure, scope)
-            collected += [[c] for c in candidates]
             together = {c[0].path: c for c in reversed(candidates)}
             options = [[c] for c in candidates] + ([list(together.values())] if len(together) > 1 else [])
             for option in options:
                 tried += 1
                 if tried > _MAX_TRIALS:
                     return False
-                if self._improves(failure, [b for b, _ in option]):
+                if self._improves(beyond or failure.progress, [b for b, _ in option]):
                     for binding, slot in option:
-                        self.bindings.append(binding)
-                        self.bindings += self._alike(failure.op, binding, slot)
+                        self.bindings += [binding, *self._alike(binding, slot)]
                     return True
         return False
 
-    def _improves(self, failure: Failure, extra: list[Binding]) -> bool:
+    def _improves(self, progress: tuple[int, int], extra: list[Binding]) -> bool:
         after = self.attempt([*self.bindings, *extra])
-        return after is None or after.progress > failure.progress
+        return after is None or after.progress > progress
 
     def _scopes(self, failure: Failure) -> Iterator[str]:
         """The module that failed, the one that the operator was recorded in, then the modules around them."""
@@ -194,89 +181,91 @@ class Repairer:
     def _candidates(self, failure: Failure, scope: str) -> list[tuple[Binding, Slot]]:
         counts = probing_counts(self.graph)
         bound = {(b.fqn, b.path) for b in self.bindings}
-        found = []
+        found: dict[tuple[str, int], tuple[Binding, Slot]] = {}
         for path, value in own_numbers(self.model.get_submodule(scope)):
             if (scope, path) in bound or value < 2:
                 continue
-            for slot in (*failure.wrong, *failure.near):
-                for inner, dim in parts_of(slot.dim):
-                    if dim.size == value and count(dim, counts) != value:
-                        found.append(
-                            (Binding(scope, path, dim), Slot(slot.is_output, slot.tensor, slot.axis, inner, dim))
-                        )
-        unique = {(b.path, id(b.dim)): (b, s) for b, s in reversed(found)}
-        return sorted(unique.values(), key=lambda c: is_spatial(c[0].path))
+            for slot in _with_parts((*failure.wrong, *failure.near)):
+                if slot.dim.size == value and count(slot.dim, counts) != value:
+                    found.setdefault((path, id(slot.dim)), (Binding(scope, path, slot.dim), slot))
+        return sorted(found.values(), key=lambda c: is_spatial(c[0].path))
 
-    def _alike(self, op: Op, binding: Binding, slot: Slot) -> Iterator[Binding]:
+    def _alike(self, binding: Binding, slot: Slot) -> Iterator[Binding]:
         """The same number in other modules of the class, bound to the dim at the same place of the same operator."""
         bound = {(b.fqn, b.path) for b in self.bindings}
-        for fqn, twin in self._twins(binding.fqn, op):
-            dim = self._at(twin, slot)
+        for fqn in self._twins(binding.fqn):
+            dim = self._at(binding.fqn, fqn, slot)
             number = dict(own_numbers(self.model.get_submodule(fqn))).get(binding.path)
             if dim is not None and number == dim.size and (fqn, binding.path) not in bound:
                 yield Binding(fqn, binding.path, dim)
 
-    def _at(self, op: Op, slot: Slot) -> Dim | None:
+    def _twins(self, fqn: str) -> list[str]:
+        """Other modules of the same class."""
+        modules = dict(self.model.named_modules())
+        return [other for other, m in modules.items() if other != fqn and type(m) is type(modules[fqn])]
+
+    def _at(self, fqn: str, twin: str, slot: Slot) -> Dim | None:
+        """The dim in module `twin` that stands where `slot` stands in module `fqn`."""
+        here, there = self._under(fqn), self._under(twin)
+        place = here.get(slot.op.index)
+        if place is None or slot.tensor < 0 or place >= len(there):
+            return None
+        op = self.graph.trace.ops[list(there)[place]]
         axes = self._axes(op, slot.is_output)
-        if slot.tensor < 0 or slot.tensor >= len(axes) or slot.axis >= len(axes[slot.tensor]):
+        if op.target is not slot.op.target or slot.tensor >= len(axes) or slot.axis >= len(axes[slot.tensor]):
             return None
         return part_at(axes[slot.tensor][slot.axis], slot.path)
 
-    def _twins(self, fqn: str, op: Op) -> Iterator[tuple[str, Op]]:
-        """Other modules of the same class, each with the operator that stands where `op` stands in this one."""
-        modules = dict(self.model.named_modules())
-        place = [o.index for o in self._under(fqn)].index(op.index) if op in self._under(fqn) else None
-        for other, module in modules.items():
-            if place is None or other == fqn or type(module) is not type(modules.get(fqn)):
-                continue
-            ops = self._under(other)
-            if place < len(ops) and ops[place].target is op.target:
-                yield other, ops[place]
-
-    def _under(self, fqn: str) -> list[Op]:
-        return [o for o in self.graph.trace.ops if not fqn or o.fqn == fqn or o.fqn.startswith(fqn + ".")]
+    def _under(self, fqn: str) -> dict[int, int]:
+        """Operators that ran inside a module: index in the record -> place in the module."""
+        if fqn not in self.inside:
+            ops = [o.index for o in self.graph.trace.ops if not fqn or o.fqn == fqn or o.fqn.startswith(fqn + ".")]
+            self.inside[fqn] = {index: place for place, index in enumerate(ops)}
+        return self.inside[fqn]
 
     def _couple(self, failure: Failure) -> bool:
-        """Explain an axis d that the code computes as P // Q: then d is fixed and P and Q keep the same fraction."""
-        around = [(s, path, dim) for s in (*failure.wrong, *failure.near) for path, dim in parts_of(s.dim)]
-        free = [(s, p, d) for s, p, d in around if isinstance(d, Leaf) and d.frozen is None]
-        for whole, part, row in itertools.permutations({id(d): (s, p, d) for s, p, d in free}.values(), 3):
-            if whole[2].size != part[2].size * row[2].size or row[2].size == 1:
+        """Explain a size that the code computes as P // Q: it is fixed then, and P and Q keep the same fraction."""
+        free = {id(s.dim): s for s in reversed(list(self._free_slots(failure)))}
+        suspects = {id(leaf) for s in (*failure.wrong, *failure.near) for leaf in leaves(s.dim)}
+        for whole, part, row in itertools.permutations(reversed(free.values()), 3):
+            if whole.dim.size != part.dim.size * row.dim.size or not {id(part.dim), id(row.dim)} & suspects:
                 continue
-            places = [
-                self._replaced(failure.op, t) for t in zip(*self._triples(failure, whole, part, row), strict=True)
-            ]
-            undo = self._impose(places, failure)
+            undo = self._impose(
+                [(whole.dim, part.dim, row.dim), *self._alike_triples(failure, whole, part, row)], failure
+            )
             after = self.attempt(self.bindings)
-            if after is None or after.progress > failure.progress or self._bind_after(after, failure):
+            if after is None or after.progress > failure.progress or self._bind_along(after, failure):
                 return True
             undo()
         return False
 
-    def _bind_after(self, after: Failure, failure: Failure) -> bool:
-        """An equation may need a number bound along before it shows progress."""
-        return after.op.index == failure.op.index and self._bind(after)
+    def _free_slots(self, failure: Failure) -> Iterator[Slot]:
+        """Leaves that may shrink, around the failure and in its module, nearest first."""
+        counts = probing_counts(self.graph)
+        places = [*failure.wrong, *failure.near]
+        for index in self._under(failure.fqn):
+            places += self._slots(self.graph.trace.ops[index], counts)
+        yield from (s for s in _with_parts(places) if isinstance(s.dim, Leaf) and s.dim.frozen is None)
 
-    def _triples(self, failure: Failure, *parts: tuple[Slot, tuple[int, ...], Dim]) -> list[list[Dim | None]]:
-        slots = [Slot(s.is_output, s.tensor, s.axis, path, dim) for s, path, dim in parts]
-        twins = [twin for _, twin in self._twins(failure.op.fqn, failure.op)]
-        return [[slot.dim, *(self._at(twin, slot) for twin in twins)] for slot in slots]
+    def _bind_along(self, after: Failure, failure: Failure) -> bool:
+        """An equation may need a number bound with it before it shows progress."""
+        return after.op.index <= failure.op.index and self._bind(after, beyond=failure.progress)
 
-    def _replaced(self, op: Op, triple: tuple[Dim | None, ...]) -> tuple[Leaf, Leaf, Leaf] | None:
-        found = [None if d is None else find(d) for d in triple]
-        if all(isinstance(d, Leaf) for d in found):
-            whole, part, row = found
-            assert isinstance(whole, Leaf)
-            assert isinstance(part, Leaf)
-            assert isinstance(row, Leaf)
-            if whole.size == part.size * row.size:
-                return whole, part, row
-        return None
+    def _alike_triples(self, failure: Failure, *slots: Slot) -> Iterator[tuple[Dim, Dim, Dim]]:
+        for twin in self._twins(failure.fqn):
+            whole, part, row = (self._at(failure.fqn, twin, s) for s in slots)
+            if whole is not None and part is not None and row is not None:
+                yield whole, part, row
 
-    def _impose(self, places: list[tuple[Leaf, Leaf, Leaf] | None], failure: Failure):  # type: ignore[no-untyped-def]
+    def _impose(self, triples: list[tuple[Dim, Dim, Dim]], failure: Failure) -> Callable[[], None]:
+        """Freeze the row and tie whole and part of every triple; return what takes that back."""
         ties = list(self.graph.solution.ties)
         frozen = []
-        for whole, part, row in filter(None, places):
+        for whole, part, row in triples:
+            if not (isinstance(whole, Leaf) and isinstance(part, Leaf) and isinstance(row, Leaf)):
+                continue
+            if whole.frozen or part.frozen or whole.size != part.size * row.size:
+                continue
             if row.frozen is None:
                 row.frozen = f"computed as {whole.size} // {part.size}: {failure.op.where}"
                 frozen.append(row)
@@ -292,20 +281,33 @@ class Repairer:
         return undo
 
     def _freeze(self, failure: Failure) -> None:
-        """Keep what nothing explains: the wrong axes, here and in alike modules, or all that changes around."""
-        slots = failure.wrong or failure.near
+        """Keep what nothing explains: the wrong axes, or what changes near them, here and in alike modules."""
         reason = f"no number or equation explains it: {failure.text}"
-        dims = [s.dim for s in slots]
-        for slot in slots:
-            dims += [
-                d for _, twin in self._twins(failure.op.fqn, failure.op) if (d := self._at(twin, slot)) is not None
-            ]
-        changed = [leaf for d in dims for leaf in leaves(d) if leaf.frozen is None]
-        if not changed:  # nothing near is free: keep everything rather than guess
-            changed = [g.leaf for g in self.graph.prunable]
+        for slots in self._to_blame(failure):
+            dims = [s.dim for s in slots]
+            for twin in self._twins(failure.op.fqn):
+                dims += [d for s in slots if (d := self._at(failure.op.fqn, twin, s)) is not None]
+            if changed := [leaf for d in dims for leaf in leaves(d) if leaf.frozen is None]:
+                break
         for leaf in changed:
-            leaf.frozen = leaf.frozen or reason
+            leaf.frozen = reason
         self.graph.refresh()
+
+    def _to_blame(self, failure: Failure) -> Iterator[list[Slot]]:
+        """Wider and wider circles around a failure; the last one is the whole network."""
+        counts = probing_counts(self.graph)
+        yield list(failure.wrong)
+        yield list(failure.near)
+        for scope in self._scopes(failure):
+            yield [s for index in self._under(scope) for s in self._slots(self.graph.trace.ops[index], counts)]
+        yield [Slot(failure.op, True, -1, -1, g.leaf) for g in self.graph.prunable]
+
+
+def _with_parts(slots: Iterable[Slot]) -> Iterator[Slot]:
+    """Each slot, and each part of its dim as a slot."""
+    for slot in slots:
+        for path, dim in parts_of(slot.dim):
+            yield replace(slot, path=path, dim=dim)
 
 
 def repair(model: nn.Module, inputs: Inputs, graph: Graph) -> tuple[Binding, ...]:
@@ -333,13 +335,11 @@ def probing_counts(graph: Graph) -> dict[Leaf, int]:
     return counts
 
 
-def _meta(shape: tuple[int, ...], dtype: torch.dtype, is_parameter: bool) -> Tensor:
-    data = torch.empty(shape, dtype=dtype, device="meta")
-    return nn.Parameter(data, requires_grad=False) if is_parameter else data
+def _meta(shape: tuple[int, ...], original: Tensor) -> Tensor:
+    """A meta tensor in place of another. It wants gradients as that one does: torch picks its kernels by that."""
+    data = torch.empty(shape, dtype=original.dtype, device="meta")
+    return nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
-
-
-__all__ = ["SecateurError", "probing_counts", "repair"]

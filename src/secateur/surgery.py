@@ -219,7 +219,8 @@ def _cut_states(
             if value.shape != parameter.shape:
                 raise PlanError(
                     f"{type(optimizer).__name__} keeps '{name}' of '{key}' as {tuple(value.shape)}, not as the"
-                    f" parameter's {tuple(parameter.shape)}, so it can't be sliced along. Make a new optimizer after pruning."
+                    f" parameter's {tuple(parameter.shape)}, so it can't be sliced along."
+                    " Make a new optimizer after pruning."
                 )
             changes.append((state, name, _cut(value, plan.keep(key))))
     return changes

@@ -27,6 +27,8 @@ from secateur.graph import Graph, trace
 from secateur.plans import Plan
 from secateur.specs import from_spec
 
+aten = torch.ops.aten
+
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest relative difference that rounding explains, by dtype of the output."""
 
@@ -154,22 +156,41 @@ class Difference:
     actual: int | None = None
     position: Position | None = None
     is_scale: bool = False
+    is_end: bool = False  # one record is longer than the other
     scales: Mapping[Position, Any] = field(default_factory=dict)
 
 
+_COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh.default}
+_VIEWS = {aten._unsafe_view.default: aten.view.default, aten._reshape_alias.default: aten.view.default}
+
+
 def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Difference]:
-    """Every difference between the prediction and a record, in order; scales are differences too (see `Difference`)."""
+    """Every difference between the prediction and a record, in order; scales are differences too (see `Difference`).
+
+    Torch decides by size and layout whether a reshape copies, so copies take no part and all views count alike.
+    """
     found: list[Difference] = []
-    for before, now in zip(graph.trace.ops, after.ops, strict=False):
-        if before.target is not now.target:
+    befores, nows = _essential(graph.trace.ops), _essential(after.ops)
+    for before, now in zip(befores, nows, strict=False):
+        if _VIEWS.get(before.target, before.target) is not _VIEWS.get(now.target, now.target):
             found.append(Difference(before.index, f"{before.where} became {now.where}"))
             return found
         found += _compare_shapes(graph, before, now, counts)
         found += _compare_numbers_of(graph, before, now, counts)
-    if len(graph.trace.ops) != len(after.ops):
-        n = min(len(graph.trace.ops), len(after.ops))
-        found.append(Difference(n, f"{len(graph.trace.ops)} operators became {len(after.ops)}"))
+    if len(befores) != len(nows):
+        n = min(len(befores), len(nows), len(befores) - 1)
+        found.append(Difference(befores[n].index, f"{len(befores)} operators became {len(nows)}", is_end=True))
     return found
+
+
+def _essential(ops: tuple[Op, ...]) -> list[Op]:
+    def copies(op: Op) -> bool:
+        same = (
+            op.target is aten.expand.default and op.outputs[0] is not None and op.outputs[0].shape == op.args[0].shape
+        )
+        return same or op.target in _COPIES
+
+    return [op for op in ops if not copies(op)]
 
 
 def _compare_shapes(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf, int]) -> Iterator[Difference]:
@@ -198,7 +219,7 @@ def _compare_numbers_of(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf,
                 text = f"argument {position} is {new}, the plan says {n} (was {old}): {before.where}"
                 yield Difference(before.index, text, expected=expected, actual=new, position=position)
         elif _is_number(old) and old != new:
-            if before.index in graph.solution.shape_decides or before.target is torch.ops.aten.slice.Tensor:
+            if before.index in graph.solution.shape_decides or before.target is aten.slice.Tensor:
                 continue
             if torch.Tag.pointwise in before.target.tags or isinstance(old, float):
                 scales[position] = new
