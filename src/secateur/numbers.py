@@ -79,7 +79,7 @@ def known_bindings(model: nn.Module, graph: Graph) -> list[Binding]:
 
 
 def own_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Every whole number that a module holds: its own, those in its tuples and lists, and in objects such as a config."""
+    """Every whole number that a module holds: its own, those in its tuples and lists, and in objects like a config."""
     for name, value in vars(module).items():
         if name in {"training", "_modules", "_parameters", "_buffers"} or isinstance(value, nn.Module | Tensor):
             continue

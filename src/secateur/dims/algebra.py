@@ -162,7 +162,8 @@ def unify(a: Dim, b: Dim) -> None:
         unify(a_outer, b_outer)
     else:
         grid, row = (a, b) if isinstance(a, Prod) else (b, a)
-        assert isinstance(grid, Prod) and isinstance(row, Cat)
+        assert isinstance(grid, Prod)
+        assert isinstance(row, Cat)
         _unify_grid(grid, row)
 
 

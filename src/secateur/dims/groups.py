@@ -16,7 +16,8 @@ from secateur.errors import GroupError
 class Member:
     """One place where a group occurs: some indices of one axis of one parameter, buffer or tensor attribute.
 
-    Index i of the group stands at `offset + i * stride + sum_j r_j * s_j` for every r_j < n_j, with (n_j, s_j) = `loops[j]`.
+    Index i of the group stands at `offset + i * stride + sum_j r_j * s_j` for every r_j < n_j, where
+    (n_j, s_j) = `loops[j]`.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Member:
         Raises:
             GroupError: the tensor is not the one that the member was found in.
 
+        >>> import torch
         >>> Member("w", axis=1, size=2, offset=1, stride=2).view(torch.arange(10).reshape(2, 5)).tolist()
         [[1, 6], [3, 8]]
         """
@@ -56,8 +58,9 @@ class Group:
     """An independent dimension of the network: what must shrink together.
 
     `kind` is "channels", "features", "heads", "head_dim", "groups" or "embed"; of frozen groups also "inputs",
-    "outputs", "vocabulary", "spatial" or "parts" (as q, k, v in one weight). `frozen_reason` says why the group keeps its width, and is None where it may shrink. `normalised_by` names operators that normalise across
-    the group, so that dropping some of it changes what the rest becomes.
+    "outputs", "vocabulary", "spatial" or "parts" (as q, k, v in one weight). `frozen_reason` says why the group keeps
+    its width, and is None where it may shrink. `normalised_by` names operators that normalise across the group, so that
+    dropping some of it changes what the rest becomes.
     """
 
     name: str
@@ -96,9 +99,9 @@ def occurrences(dim: Dim) -> Iterator[tuple[Leaf, int, int, tuple[tuple[int, int
 
 
 def build_groups(solution: Solution) -> list[Group]:
-    """One group for each leaf that occurs in a parameter or buffer, in the order of the network's parameters.
+    """One group for each leaf that occurs in a parameter, in the order of the network's parameters.
 
-    Kernel axes are left out: they belong to no group of units. Leaves of buffers alone (masks, position tables) are too.
+    Kernel axes are left out: they belong to no group of units; so are leaves of buffers alone (masks, tables).
     """
     members: dict[Leaf, list[Member]] = {}
     for value in solution.trace.tensors.values():
@@ -113,15 +116,7 @@ def build_groups(solution: Solution) -> list[Group]:
         for leaf, places in members.items()
         if any(m.key in parameters for m in places) and not (leaf.frozen or "").startswith("kernel")
     ]
-    order = {op.index: op for op in solution.trace.ops}
-    normalised: dict[Leaf, list[str]] = {}
-    for entry in solution.renormalised:
-        for leaf in {leaf for d in entry.dims for leaf in leaves(d)}:
-            normalised.setdefault(leaf, []).append(order[entry.op].where)
-    for read in solution.reads:
-        if read.how != "zero":
-            for leaf in set(leaves(read.dim)):
-                normalised.setdefault(leaf, []).append(order[read.op].where)
+    normalised = _normalisers(solution)
     names = _names(listed, members, solution)
     ties = _tied(solution)
     return [
@@ -139,12 +134,24 @@ def build_groups(solution: Solution) -> list[Group]:
     ]
 
 
+def _normalisers(solution: Solution) -> dict[Leaf, list[str]]:
+    """Operators that normalise across each leaf, in order."""
+    across = [(entry.op, dim) for entry in solution.renormalised for dim in entry.dims]
+    across += [(read.op, read.dim) for read in solution.reads if read.how != "zero"]
+    found: dict[Leaf, dict[str, None]] = {}
+    for op, dim in sorted(across, key=lambda pair: pair[0]):
+        for leaf in leaves(dim):
+            found.setdefault(leaf, {})[solution.trace.ops[op].where] = None
+    return {leaf: list(wheres) for leaf, wheres in found.items()}
+
+
 def _tied(solution: Solution) -> dict[Leaf, list[Leaf]]:
     """Connected components of the ties, each leaf with the others of its component."""
     component: dict[Leaf, list[Leaf]] = {}
     for a, b, _ in solution.ties:
         first, second = (find(d) for d in (a, b))
-        assert isinstance(first, Leaf) and isinstance(second, Leaf)
+        assert isinstance(first, Leaf)
+        assert isinstance(second, Leaf)
         one, two = component.setdefault(first, [first]), component.setdefault(second, [second])
         if one is not two:
             one.extend(two)

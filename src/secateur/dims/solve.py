@@ -206,11 +206,23 @@ def solve(trace: Trace) -> Solution:
         solution.dims[value.index] = tuple(new(n, f"model input {value.key}") for n in value.shape)
     for op in trace.ops:
         _apply_rule(solution, op)
+    _freeze_unused(solution)
     for value in trace.outputs:
         for dim in solution.dims[value.index]:
             freeze(dim, "model output")
     settle_ties(solution)
     return solution
+
+
+def _freeze_unused(solution: Solution) -> None:
+    """A parameter that this forward never read (a training-only head) says nothing about its axes."""
+    read = {
+        v.index for op in solution.trace.ops for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)
+    }
+    for value in solution.trace.tensors.values():
+        if value.index not in read:
+            for dim in solution.dims[value.index]:
+                freeze(dim, "not used by this forward, which runs in eval mode")
 
 
 def _add_tensor(solution: Solution, value: Value) -> None:
@@ -306,7 +318,8 @@ def _tie(a: Dim, b: Dim, why: str, pairs: list[tuple[Dim, Dim, str]]) -> bool:
         if isinstance(a, kind) and isinstance(b, kind):
             xs, ys = (d.parts if isinstance(d, Cat) else d.factors for d in (a, b))
             if [x.size for x in xs] == [y.size for y in ys]:
-                return any([_tie(x, y, why, pairs) for x, y in zip(xs, ys, strict=True)])
+                frozen = [_tie(x, y, why, pairs) for x, y in zip(xs, ys, strict=True)]
+                return any(frozen)
     freeze(a, why)
     freeze(b, why)
     return True

@@ -129,7 +129,7 @@ def _attention_reference(target: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def attention(op: Node, q: Axes, k: Axes, v: Axes, mask: Axes | None, scale: float | None) -> None:
-    """out[b, h, l, e] = sum_s softmax_s(scale * sum_d q[b, h, l, d] k[b, h, s, d] + mask[b, h, l, s]) * v[b, h, s, e]"""
+    """out[b, h, l, e] = sum_s softmax_s(scale sum_d q[b, h, l, d] k[b, h, s, d] + mask[b, h, l, s]) v[b, h, s, e]"""
     op.equate(k[1], v[1])
     heads = q[1]
     if q[1].size != k[1].size:  # grouped queries: query head (j, r) reads key head j

@@ -59,7 +59,7 @@ def _across(
 def _layer_norm_reference(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keep: Keep, dims: dict[int, Dim]
 ) -> tuple[Tensor, ...]:
-    x, shape, *params = args
+    x, _, *params = args
     index = [keep(d).to(x.device) for d in dims.values()]
 
     def run(small: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,168 @@
+"""The numeric law: *with the readers of the dropped slices zeroed, the original computes what the pruned model does.*
+
+The original runs on its own code at full width. At each operator that sums over a dropped index, that index is zeroed
+first; a maximum or softmax sees the lowest number there instead. Where an operator normalises across the dropped axis
+(layer norm, mean, attention's default scale) no filling is exact, and the operator alone is computed re-normalised,
+over the kept indices; so is a scale that the code computes from a width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from secateur.capture import SKIPPED, Op, Trace
+from secateur.dims.algebra import Dim, Leaf, kept, leaves
+from secateur.dims.solve import Position, Read
+from secateur.graph import Graph
+
+_N_SAMPLES = 64
+_STRUCTURAL = 1e-2
+"""Relative difference of one operator's output that rounding can't explain."""
+
+Samples = dict[int, tuple[Tensor, float]]
+"""By operator of the pruned record: values at sampled places of its first output, and the output's largest |value|."""
+
+
+class Sampler(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs the pruned model and samples what each operator gives, before anything writes over it."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops = trace.ops
+        self.at = 0
+        self.samples: Samples = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func not in SKIPPED:
+            i, self.at = self.at, self.at + 1
+            if i < len(self.ops) and self.ops[i].target is func and (first := _first(out)) is not None:
+                self.samples[i] = first[_places(first.shape)].double(), _largest(first)
+        return out
+
+
+class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs the original as if the dropped indices were not there, and compares each operator with the samples.
+
+    Args:
+        keep: the indices that stay, by leaf.
+        scales: by operator, arguments that the code computed from a width, as the pruned model has them.
+        pairs: operators of the original's record and of the pruned model's that are the same one.
+        samples: what the pruned model gave.
+
+    `problem` names the first operator that differs, or that the real run did not call as recorded.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        keep: dict[Leaf, Tensor],
+        scales: Mapping[int, Mapping[Position, Any]],
+        pairs: Mapping[int, int],
+        samples: Samples,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = graph
+        self.leaf_keep = keep
+        self.scales = scales
+        self.pairs = pairs
+        self.samples = samples
+        self.at = 0
+        self.problem = ""
+        self.reads: dict[int, list[Read]] = {}
+        for read in graph.solution.reads:
+            if self._shrinks(read.dim):
+                self.reads.setdefault(read.op, []).append(read)
+        self.references = {
+            r.op: r.reference for r in graph.solution.renormalised if any(self._shrinks(d) for d in r.dims)
+        }
+
+    def keep(self, dim: Dim) -> Tensor:
+        """Kept indices of a dim."""
+        return kept(dim, self.leaf_keep)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in SKIPPED:
+            return func(*args, **kwargs)
+        i, self.at = self.at, self.at + 1
+        ops = self.graph.trace.ops
+        if i >= len(ops) or ops[i].target is not func:
+            expected = ops[i].where if i < len(ops) else "nothing"
+            self.problem = self.problem or f"the real run calls {func} where the record has {expected}"
+            return func(*args, **kwargs)
+        for position, value in self.scales.get(i, {}).items():
+            args, kwargs = _put(args, kwargs, position, value)
+        for read in self.reads.get(i, ()):
+            x = args[read.position] if isinstance(read.position, int) else kwargs[read.position]
+            args, kwargs = _put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
+        reference = self.references.get(i)
+        out = func(*args, **kwargs) if reference is None else reference(func, args, kwargs, self.keep)
+        self._compare(ops[i], out, args)
+        return out
+
+    def _shrinks(self, dim: Dim) -> bool:
+        return any(leaf in self.leaf_keep for leaf in leaves(dim))
+
+    def _compare(self, op: Op, out: Any, args: Any) -> None:
+        """Note the first operator whose kept values are not those of the pruned model."""
+        first = _first(out)
+        sample = self.samples.get(self.pairs.get(op.index, -1))
+        if self.problem or first is None or sample is None:
+            return
+        values, largest = sample
+        assert op.outputs[0] is not None
+        index = [self.keep(d) for d in self.graph.solution.axes(op.outputs[0])]
+        places = _places(tuple(len(i) for i in index))
+        at = tuple(i[p].to(first.device) for i, p in zip(index, places, strict=True))
+        mine = first[at].double()
+        both = mine.isfinite() & values.isfinite()
+        gap = (mine - values)[both].abs().max().item() if both.any() else 0.0
+        # A difference of large numbers may be all rounding, so its inputs count towards the scale.
+        scale = max([largest, 1e-3 * max([_largest(a) for a in args if isinstance(a, Tensor)], default=0.0)])
+        if not torch.equal(mine.isfinite(), values.isfinite()) or gap > _STRUCTURAL * scale:
+            self.problem = f"values first differ, by {gap:.2g} where the largest is {largest:.2g}, at {op.where}"
+
+
+def _first(out: Any) -> Tensor | None:
+    first = out[0] if isinstance(out, tuple | list) and out else out
+    usable = isinstance(first, Tensor) and first.numel() > 0 and not first.is_complex() and not first.is_meta
+    return first if usable else None
+
+
+def _largest(x: Tensor) -> float:
+    if x.numel() == 0 or x.is_complex():
+        return 0.0
+    values = x.double() if x.dtype == torch.bool else x
+    finite = torch.nan_to_num(values.detach(), nan=0.0, posinf=0.0, neginf=0.0) if x.is_floating_point() else values
+    return float(finite.abs().max())
+
+
+def _places(shape: tuple[int, ...] | torch.Size) -> tuple[Tensor, ...]:
+    """Coordinates of up to 64 elements, spread evenly over a tensor."""
+    n = 1
+    for size in shape:
+        n *= size
+    flat = torch.linspace(0, n - 1, min(n, _N_SAMPLES), dtype=torch.float64).long()
+    return torch.unravel_index(flat, tuple(shape)) if shape else ()
+
+
+def _put(args: Any, kwargs: dict[str, Any], position: Position, value: Any) -> tuple[Any, dict[str, Any]]:
+    if isinstance(position, str):
+        return args, {**kwargs, position: value}
+    return (*args[:position], value, *args[position + 1 :]), kwargs
+
+
+def _without(x: Tensor, read: Read, index: Tensor) -> Tensor:
+    """A tensor in which the indices that are not kept have no say in the operator."""
+    if read.how == "select":
+        return x.index_select(read.axis, index)
+    dropped = torch.ones(x.shape[read.axis], dtype=torch.bool, device=x.device).index_fill_(0, index, False)
+    info = torch.finfo(x.dtype) if x.dtype.is_floating_point else None
+    fill = {"zero": 0, "lowest": -torch.inf if info else 0, "highest": torch.inf if info else 0}[read.how]
+    return x.index_fill(read.axis, dropped.nonzero().flatten(), fill)
