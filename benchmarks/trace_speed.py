@@ -1,0 +1,92 @@
+"""Time to find what must shrink together: `secateur.trace` against Torch-Pruning's dependency graph, in one run.
+
+Both start from the same model on the CPU and the same example input; both are repeated and the median is kept.
+The peer does what its README says: `DependencyGraph().build_dependency(model, example_inputs)` and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing as mp
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rows import machine, write_rows
+
+MODELS = ("resnet50", "densenet121", "vit_b_16", "swin_t")
+
+
+def seconds(run: Callable[[], Any], repeats: int) -> tuple[float, list[float]]:
+    """First call, then each of `repeats` further calls."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times[0], times[1:]
+
+
+def measure(name: str, tool: str, repeats: int, threads: int, answer: Any) -> None:
+    """In a process of its own, so that neither tool warms the other up."""
+    import torchvision
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    x = torch.randn(1, 3, 224, 224)
+    if tool == "secateur":
+        import secateur
+
+        answer.send(seconds(lambda: secateur.trace(model, x).groups, repeats))
+    else:
+        import torch_pruning
+
+        answer.send(seconds(lambda: torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x), repeats))
+
+
+def in_process(*args: Any, timeout: float) -> tuple[float, list[float]] | None:
+    """Run `measure` in a new process; None where it takes longer than the limit or dies."""
+    here, there = mp.get_context("spawn").Pipe(duplex=False)
+    process = mp.get_context("spawn").Process(target=measure, args=(*args, there))
+    process.start()
+    there.close()
+    try:
+        return here.recv() if here.poll(timeout) else None
+    except EOFError:
+        return None
+    finally:
+        process.kill()
+        process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=MODELS, help="names of torchvision models")
+    parser.add_argument("--repeats", type=int, default=5, help="counted calls after the first one")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--timeout", type=float, default=120, help="seconds for one tool on one model")
+    args = parser.parse_args()
+    rows = []
+    for name in args.models:
+        row: dict[str, Any] = {"model": name, "threads": args.threads, "repeats": args.repeats}
+        for tool in ("secateur", "torch-pruning"):
+            timing = in_process(name, tool, args.repeats, args.threads, timeout=args.timeout)
+            row[f"{tool} first s"] = timing and timing[0]
+            row[f"{tool} median s"] = timing and statistics.median(timing[1])
+            row[f"{tool} max s"] = timing and max(timing[1])
+        if row["secateur median s"] and row["torch-pruning median s"]:
+            row["ratio"] = row["torch-pruning median s"] / row["secateur median s"]
+            row["ratio first"] = row["torch-pruning first s"] / row["secateur first s"]
+        row["timeout s"] = args.timeout
+        row["machine"] = machine("torchvision", "torch-pruning")
+        rows.append(row)
+        print(row, flush=True)
+    columns = ("model", "secateur first s", "secateur median s", "torch-pruning first s", "torch-pruning median s", "ratio")
+    write_rows("trace_speed", rows, columns)
+
+
+if __name__ == "__main__":
+    main()
