@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import CaptureError
@@ -228,11 +229,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(tensor, FakeTensor):
             return tensor
         self.alive.append(tensor)
-        plain = tensor.detach()
-        if plain.device.type == "meta":  # code that makes tensors names no device; all of it must agree
-            fake = FakeTensor(self.fake_mode, plain, torch.device("cpu"))
+        if tensor.layout is torch.strided and tensor.device.type in ("meta", "cpu"):
+            # What `from_tensor` gives for a plain tensor, in a fifth of the time. Meta counts as CPU: code that makes
+            # tensors names no device, and all of it must agree.
+            with no_dispatch():
+                shell = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            fake = FakeTensor(self.fake_mode, shell, torch.device("cpu"))
         else:
-            fake = self.fake_mode.from_tensor(plain, static_shapes=True)
+            fake = self.fake_mode.from_tensor(tensor.detach(), static_shapes=True)
         self.fakes[id(tensor)] = fake
         return fake
 
