@@ -9,6 +9,7 @@ from secateur.allocate import Budget, Global, Uniform
 from secateur.criteria import CRITERIA, Criterion
 from secateur.dims.solve import OP_RULES
 from secateur.errors import SecateurError
+from secateur.files import load, save
 from secateur.graph import Graph, trace
 from secateur.planning import PruneConfig, plan
 from secateur.plans import Plan, compose
@@ -31,7 +32,9 @@ __all__ = [
     "apply",
     "apply_",
     "compose",
+    "load",
     "plan",
+    "save",
     "trace",
     "verify",
 ]

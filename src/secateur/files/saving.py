@@ -1,0 +1,149 @@
+"""Saving a model as a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._version import __version__
+from secateur.capture import Inputs, named_tensors
+from secateur.errors import FileError, SecateurError
+from secateur.files.atomic import new_folder
+from secateur.files.fingerprint import Fingerprint, cast_spec, check_spec, take_fingerprint
+from secateur.files.manifest import MANIFEST, OPTIONAL, PLAN, RECIPE, REPORT, REQUIRED, WEIGHTS, Manifest, entry_of
+from secateur.files.state import State, fill, state_of, write_tensors
+from secateur.plans import Plan
+from secateur.sources import build_model
+from secateur.specs import to_spec
+from secateur.surgery import apply
+
+
+def save(
+    small: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    plan: Plan,
+    source: str | None = None,
+    recipe: str | None = None,
+    report: Mapping[str, Any] | None = None,
+    inputs: Inputs | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Save a pruned model: weights, plan, and a fingerprint of what it computes. No pickle, no code.
+
+    Args:
+        small: what `apply` gave, fine-tuned or not, in any dtype.
+        folder: it must not exist, unless `overwrite`; then it must be a saved model and nothing else.
+        plan: from the architecture that `source` (or the caller of `load`) builds to `small`.
+        source: how to build that architecture, such as "torchvision:resnet18"; it is built once to see that it fits.
+        recipe, report: TOML text and JSON data to keep along.
+        inputs: example inputs for the fingerprint; only shapes and dtypes are kept. By default the plan's.
+    Returns:
+        The folder.
+    Raises:
+        FileError: the model is not what the plan makes, the source builds another one, or the system refuses to write.
+            What was there is untouched, and nothing new is left behind.
+
+    >>> import tempfile, secateur
+    >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> plan = secateur.plan(net, torch.zeros(1, 3), secateur.Budget(width=0.5))
+    >>> with tempfile.TemporaryDirectory() as there:
+    ...     saved = save(secateur.apply(net, plan), f"{there}/small", plan=plan)
+    ...     sorted(path.name for path in saved.iterdir())
+    ['model.safetensors', 'plan.json', 'secateur.json']
+    """
+    target = Path(os.path.abspath(folder))
+    check_target(target, overwrite=overwrite)
+    _check_planned(small, plan)
+    state = state_of(small)
+    fingerprint = _fingerprint(small, plan.inputs if inputs is None else to_spec(inputs))
+    if source is not None:
+        _check_source(source, plan, state)
+    texts = {PLAN: plan.to_json()}
+    if recipe is not None:
+        texts[RECIPE] = recipe
+    if report is not None:
+        texts[REPORT] = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    with new_folder(target, overwrite=overwrite) as partial:
+        write_tensors(state, partial / WEIGHTS)
+        for name, text in texts.items():
+            (partial / name).write_bytes(text.encode())
+        manifest = Manifest(
+            secateur=__version__,
+            source=source,
+            class_name=type(small).__qualname__,
+            dtype="+".join(state.dtypes),
+            tied=state.tied,
+            constants=state.constants,
+            files={name: entry_of(partial / name) for name in (WEIGHTS, *texts)},
+            fingerprint=fingerprint,
+        )
+        (partial / MANIFEST).write_bytes(manifest.to_json().encode())
+    return Path(folder)
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise FileError where a folder can't be saved at `target`: before the long work, not after it."""
+    if not target.name:
+        raise FileError(f"'{target}' can't be replaced. Give the name of a new folder.")
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise FileError(f"'{target}' exists. Choose another folder, or overwrite it (overwrite=True, --force).")
+    if target.is_symlink() or not target.is_dir():
+        raise FileError(f"'{target}' is not a folder, so it isn't overwritten. Choose another place.")
+    found = {path.name for path in target.iterdir()}
+    if found and MANIFEST not in found:
+        raise FileError(f"'{target}' is no saved model, so it isn't overwritten. Choose another folder.")
+    if strange := sorted(found - {MANIFEST, *REQUIRED, *OPTIONAL}):
+        raise FileError(
+            f"'{target}' also holds '{strange[0]}', which Secateur did not write, so it isn't overwritten."
+            " Move that away or choose another folder."
+        )
+
+
+def _check_planned(small: nn.Module, plan: Plan) -> None:
+    tensors = named_tensors(small)
+    for key in plan.tensors:
+        shape = tuple(tensors[key].shape) if key in tensors else None
+        if shape != plan.shape_after(key):
+            raise FileError(
+                f"{type(small).__name__} is not what this plan makes: '{key}' is {shape or 'missing'}, the plan leaves"
+                f" {plan.shape_after(key)}. Pass the model that secateur.apply gave, with its own plan."
+            )
+
+
+def _fingerprint(small: nn.Module, spec: Any) -> Fingerprint:
+    """Take a model that was converted to another dtype after planning on inputs of that dtype."""
+    check_spec(spec)
+    spec = json.loads(json.dumps(spec))  # as loading will see it
+    dtypes = {p.dtype for p in small.parameters() if p.is_floating_point()}
+    candidates = [spec, *([cast_spec(spec, dtypes.pop())] if len(dtypes) == 1 else [])]
+    for i, candidate in enumerate(candidates):
+        try:
+            return take_fingerprint(small, candidate)
+        except Exception as error:  # the user's forward: anything may come out of it
+            if i == len(candidates) - 1:
+                raise FileError(
+                    f"{type(small).__name__} fails on the plan's example inputs: {type(error).__name__}: {error}."
+                    " Pass inputs= that it takes."
+                ) from error
+    raise AssertionError
+
+
+def _check_source(source: str, plan: Plan, state: State) -> None:
+    with torch.random.fork_rng():
+        dense = build_model(source)
+    try:
+        fill(apply(dense, plan, verify=False), state, "the model to save")
+    except SecateurError as error:
+        raise FileError(
+            f"'{source}' does not build the architecture that was pruned: {error}"
+            " Give the source of the dense model, or leave it out."
+        ) from error
