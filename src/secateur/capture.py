@@ -8,9 +8,11 @@ are recognised by identity wherever its code found them: in a module, a list, a 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
 SKIPPED = {torch.ops.prim.device.default}
+_COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh")}
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -62,6 +66,11 @@ class Op:
         return f"{self.target} in '{self.fqn or 'the model'}' ({self.location})"
 
 
+def is_copy(target: Any, shape_in: tuple[int, ...] | None, shape_out: tuple[int, ...] | None) -> bool:
+    """True for an operator that only passes a tensor on. Torch adds and drops these by layout, size and fakeness."""
+    return target in _COPIES or (target is torch.ops.aten.expand.default and shape_in == shape_out)
+
+
 @dataclass(frozen=True, eq=False)
 class Trace:
     """What one forward did. `tensors` holds the model's own parameters, buffers and tensor attributes by key."""
@@ -71,6 +80,15 @@ class Trace:
     outputs: tuple[Value, ...]
     tensors: dict[str, Value]
     tied: dict[str, str] = field(default_factory=dict)  # every further key of a tensor -> its first key
+
+    @cached_property
+    def essential(self) -> tuple[Op, ...]:
+        """The operators without those that only pass a tensor on: what two records are compared by."""
+        return tuple(
+            op
+            for op in self.ops
+            if not is_copy(op.target, getattr(op.args[0] if op.args else None, "shape", None), _shape(op.outputs))
+        )
 
     def __str__(self) -> str:
         return "\n".join(f"{', '.join(map(str, op.outputs))} = {op.target}{op.args}  # {op.fqn}" for op in self.ops)
@@ -118,7 +136,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Trace:
     with plain_forward(model), _module_stack(model, recorder.stack), fake_mode:
         args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
         try:
-            with recorder:
+            with recorder, _quiet():
                 result = model(*args, **kwargs)
         except Exception as error:
             raise _explain(error, recorder, model) from error
@@ -163,6 +181,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
             if isinstance(value, Tensor):
                 found.setdefault(f"{fqn}.{name}" if fqn else name, value)
     return found
+
+
+def _shape(outputs: tuple[Value | None, ...]) -> tuple[int, ...] | None:
+    return outputs[0].shape if outputs and outputs[0] is not None else None
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -286,6 +308,17 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in flags:
             module.training = training
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Fake tensors log a traceback for each operator that fails; our own error says it in a line."""
+    before = _FAKE_LOG.disabled
+    _FAKE_LOG.disabled = True
+    try:
+        yield
+    finally:
+        _FAKE_LOG.disabled = before
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.capture import SKIPPED, Op, Trace
+from secateur.capture import SKIPPED, Op, Trace, is_copy
 from secateur.dims.algebra import Dim, Leaf, kept, leaves
 from secateur.dims.solve import Position, Read
 from secateur.graph import Graph
@@ -25,7 +25,7 @@ _STRUCTURAL = 1e-2
 """Relative difference of one operator's output that rounding can't explain."""
 
 Samples = dict[int, tuple[Tensor, float]]
-"""By operator of the pruned record: values at sampled places of its first output, and the output's largest |value|."""
+"""By place in the pruned model's essential record: values at sampled places of the first output, and its largest |value|."""
 
 
 class Sampler(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -33,13 +33,13 @@ class Sampler(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ops = trace.ops
+        self.ops = trace.essential
         self.at = 0
         self.samples: Samples = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func not in SKIPPED:
+        if not _passes(func, args, out):
             i, self.at = self.at, self.at + 1
             if i < len(self.ops) and self.ops[i].target is func and (first := _first(out)) is not None:
                 self.samples[i] = first[_places(first.shape)].double(), _largest(first)
@@ -52,8 +52,7 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         keep: the indices that stay, by leaf.
         scales: by operator, arguments that the code computed from a width, as the pruned model has them.
-        pairs: operators of the original's record and of the pruned model's that are the same one.
-        samples: what the pruned model gave.
+        samples: what the pruned model gave, operator by operator.
 
     `problem` names the first operator that differs, or that the real run did not call as recorded.
     """
@@ -63,14 +62,12 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
         graph: Graph,
         keep: dict[Leaf, Tensor],
         scales: Mapping[int, Mapping[Position, Any]],
-        pairs: Mapping[int, int],
         samples: Samples,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = graph
         self.leaf_keep = keep
         self.scales = scales
-        self.pairs = pairs
         self.samples = samples
         self.at = 0
         self.problem = ""
@@ -88,14 +85,18 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in SKIPPED:
+        if func in SKIPPED or is_copy(func, (), None):
             return func(*args, **kwargs)
-        i, self.at = self.at, self.at + 1
-        ops = self.graph.trace.ops
-        if i >= len(ops) or ops[i].target is not func:
-            expected = ops[i].where if i < len(ops) else "nothing"
-            self.problem = self.problem or f"the real run calls {func} where the record has {expected}"
-            return func(*args, **kwargs)
+        ops = self.graph.trace.essential
+        op = ops[self.at] if self.at < len(ops) else None
+        if op is None or op.target is not func:
+            out = func(*args, **kwargs)
+            if not _passes(func, args, out):
+                expected = "nothing" if op is None else op.where
+                self.problem = self.problem or f"the real run calls {func} where the record has {expected}"
+            return out
+        place, i = self.at, op.index
+        self.at += 1
         for position, value in self.scales.get(i, {}).items():
             args, kwargs = _put(args, kwargs, position, value)
         for read in self.reads.get(i, ()):
@@ -103,16 +104,16 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args, kwargs = _put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
         reference = self.references.get(i)
         out = func(*args, **kwargs) if reference is None else reference(func, args, kwargs, self.keep)
-        self._compare(ops[i], out, args)
+        self._compare(op, place, out, args)
         return out
 
     def _shrinks(self, dim: Dim) -> bool:
         return any(leaf in self.leaf_keep for leaf in leaves(dim))
 
-    def _compare(self, op: Op, out: Any, args: Any) -> None:
+    def _compare(self, op: Op, place: int, out: Any, args: Any) -> None:
         """Note the first operator whose kept values are not those of the pruned model."""
         first = _first(out)
-        sample = self.samples.get(self.pairs.get(op.index, -1))
+        sample = self.samples.get(place)
         if self.problem or first is None or sample is None:
             return
         values, largest = sample
@@ -127,6 +128,12 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scale = max([largest, 1e-3 * max([_largest(a) for a in args if isinstance(a, Tensor)], default=0.0)])
         if not torch.equal(mine.isfinite(), values.isfinite()) or gap > _STRUCTURAL * scale:
             self.problem = f"values first differ, by {gap:.2g} where the largest is {largest:.2g}, at {op.where}"
+
+
+def _passes(func: Any, args: Any, out: Any) -> bool:
+    """True for a call that is no part of the essential record."""
+    shapes = (getattr(t, "shape", None) for t in (args[0] if args else None, out))
+    return func in SKIPPED or is_copy(func, *shapes)
 
 
 def _first(out: Any) -> Tensor | None:

@@ -76,10 +76,22 @@ class Repairer:
 
     def reject(self, counts: Mapping[str, int]) -> bool:
         """Try the counts that an allocation chose. Where they fail, freeze what is to blame and return True."""
+        if too_few := self._below_minimum(counts):
+            for leaf, least in too_few.items():
+                leaf.frozen = f"an operator has no value on fewer than {least} of its {leaf.size} indices"
+            self.graph.refresh()
+            return True
         failure = self.attempt(self.bindings, self.graph.leaf_counts(counts))
         if failure is not None:
             self._freeze(failure)
         return failure is not None
+
+    def _below_minimum(self, counts: Mapping[str, int]) -> dict[Leaf, int]:
+        least: dict[Leaf, int] = {}
+        for leaf, n in self.graph.solution.minimum.items():
+            for now in leaves(leaf):
+                least[now] = max(n, least.get(now, 1))
+        return {leaf: least[leaf] for leaf, n in self.graph.leaf_counts(counts).items() if n < least.get(leaf, 1)}
 
     def attempt(self, bindings: Iterable[Binding], counts: Mapping[Leaf, int] | None = None) -> Failure | None:
         """Capture a skeleton of these widths, or of probing ones; None where it is as predicted."""

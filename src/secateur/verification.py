@@ -102,10 +102,9 @@ def verify(
         return report
     if any(t.is_meta for t in (*model.parameters(), *small.parameters(), *tensors_in(as_call(inputs)))):
         return replace(report, unchecked="weights or inputs are on the meta device")
-    pairs = {b.index: n.index for b, n in zip(_essential(graph.trace.ops), _essential(after.ops), strict=True)}
     sampler = Sampler(after)
     actual = _run(small, inputs, sampler)
-    law = Law(graph, keep, scales, pairs, sampler.samples)
+    law = Law(graph, keep, scales, sampler.samples)
     expected = _run(model, inputs, law)
     allowed = tolerance if tolerance is not None else max(TOLERANCES.get(t.dtype, 0.0) for t in expected)
     largest = max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
@@ -188,7 +187,6 @@ class Difference:
     scales: Mapping[Position, Any] = field(default_factory=dict)
 
 
-_COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh.default}
 _VIEWS = {aten._unsafe_view.default: aten.view.default, aten._reshape_alias.default: aten.view.default}
 
 
@@ -198,7 +196,7 @@ def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Diff
     Torch decides by size and layout whether a reshape copies, so copies take no part and all views count alike.
     """
     found: list[Difference] = []
-    befores, nows = _essential(graph.trace.ops), _essential(after.ops)
+    befores, nows = graph.trace.essential, after.essential
     for before, now in zip(befores, nows, strict=False):
         if _VIEWS.get(before.target, before.target) is not _VIEWS.get(now.target, now.target):
             found.append(Difference(before.index, f"{before.where} became {now.where}"))
@@ -209,16 +207,6 @@ def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Diff
         n = min(len(befores), len(nows), len(befores) - 1)
         found.append(Difference(befores[n].index, f"{len(befores)} operators became {len(nows)}", is_end=True))
     return found
-
-
-def _essential(ops: tuple[Op, ...]) -> list[Op]:
-    def copies(op: Op) -> bool:
-        same = (
-            op.target is aten.expand.default and op.outputs[0] is not None and op.outputs[0].shape == op.args[0].shape
-        )
-        return same or op.target in _COPIES
-
-    return [op for op in ops if not copies(op)]
 
 
 def _compare_shapes(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf, int]) -> Iterator[Difference]:

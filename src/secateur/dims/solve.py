@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.capture import Op, Trace, Value
-from secateur.dims.algebra import AlignError, Cat, Dim, Leaf, Prod, find, freeze, new, unify
+from secateur.dims.algebra import AlignError, Cat, Dim, Leaf, Prod, find, freeze, leaves, new, unify
 from secateur.errors import UnsupportedOpError
 from secateur.registry import Registry
 
@@ -99,6 +99,7 @@ class Solution:
     macs: list[tuple[int, tuple[Dim, ...]]] = field(default_factory=list)  # (op, factors of its multiply-adds)
     expected: dict[tuple[int, Position], Dim] = field(default_factory=dict)  # an int argument -> the dim that it counts
     shape_decides: set[int] = field(default_factory=set)  # operators whose integer arguments follow from shapes
+    minimum: dict[Leaf, int] = field(default_factory=dict)  # indices without which an operator has no value
     ties: list[tuple[Dim, Dim, str]] = field(default_factory=list)
     unknown: list[Op] = field(default_factory=list)
 
@@ -160,6 +161,11 @@ class Node:
     def read(self, x: Axes, axis: int, how: str = "zero") -> None:
         """State that the operator mixes the indices of an axis (see `Read`)."""
         self.solution.reads.append(Read(self.op.index, x.position, axis % len(x), x[axis], how))
+
+    def needs(self, dim: Dim, at_least: int) -> None:
+        """State that the operator has no value on fewer indices of a dim."""
+        for leaf in leaves(dim):
+            self.solution.minimum[leaf] = max(at_least, self.solution.minimum.get(leaf, 1))
 
     def renormalise(self, dims: Sequence[Dim], reference: Reference) -> None:
         """State that the operator normalises across axes, and how to compute what the smaller network does."""

@@ -132,8 +132,7 @@ def attention(op: Node, q: Axes, k: Axes, v: Axes, mask: Axes | None, scale: flo
     """out[b, h, l, e] = sum_s softmax_s(scale sum_d q[b, h, l, d] k[b, h, s, d] + mask[b, h, l, s]) v[b, h, s, e]"""
     op.equate(k[1], v[1])
     heads = q[1]
-    if q[1].size != k[1].size:  # grouped queries: query head (j, r) reads key head j
-        op.equate(heads, prod([k[1], op.new(q[1].size // k[1].size)]))
+    op.equate(heads, prod([k[1], op.new(q[1].size // k[1].size)]))  # query head (j, r) reads key head j
     for t in (k, v):
         op.equate(q[0], t[0])
     op.equate(k[2], v[2])

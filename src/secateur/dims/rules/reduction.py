@@ -67,7 +67,9 @@ def reduce(op: Node, x: Axes, dim: Any = None, keepdim: bool = False, **kwargs: 
 
 @OP_RULES.register(aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction)
 def variance(op: Node, x: Axes, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> None:
-    """out[n] = var_c x[n, c]"""
+    """out[n] = var_c x[n, c], which has no value on `correction` elements or fewer"""
+    for axis in range(len(x)) if dim is None else [dim] if isinstance(dim, int) else dim:
+        op.needs(x[axis], 1 + int(1 if correction is None else correction))
     _reduce(op, x, dim, keepdim)
 
 
