@@ -6,6 +6,7 @@ small = secateur.apply(model, plan)
 
 from secateur._version import __version__
 from secateur.allocate import Budget, Global, Uniform
+from secateur.compression import CompressConfig, Compressed, compress
 from secateur.criteria import CRITERIA, Criterion
 from secateur.dims.solve import OP_RULES
 from secateur.errors import SecateurError
@@ -20,6 +21,8 @@ __all__ = [
     "CRITERIA",
     "OP_RULES",
     "Budget",
+    "CompressConfig",
+    "Compressed",
     "Criterion",
     "Global",
     "Graph",
@@ -32,6 +35,7 @@ __all__ = [
     "apply",
     "apply_",
     "compose",
+    "compress",
     "load",
     "plan",
     "save",

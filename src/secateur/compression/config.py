@@ -1,0 +1,70 @@
+"""The settings of `compress`, composed of those of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from secateur.errors import ConfigError
+from secateur.planning import PruneConfig
+from secateur.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How one set of labelled samples is cut; a `DataSplits` is cut already."""
+
+    seed: int = 0  # of the cut
+    val_fraction: float = 0.15  # to stop and choose by
+    test_fraction: float = 0.2  # for the report alone
+
+    def __post_init__(self) -> None:
+        if not (
+            0 < self.val_fraction < 1 and 0 < self.test_fraction < 1 and self.val_fraction + self.test_fraction < 1
+        ):
+            raise ConfigError(
+                f"val_fraction={self.val_fraction} and test_fraction={self.test_fraction} must be positive and sum to"
+                " less than 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """Data for criteria that need gradients."""
+
+    n_samples: int = 1024  # at most, from the train split
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 1:
+            raise ConfigError(f"n_samples={self.n_samples} must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig:
+    """How latency is taken."""
+
+    batch_size: int = 1  # samples per forward
+    repeats: int = 50  # timed forwards; fewer where that would take more than `max_seconds`
+    max_seconds: float = 5.0  # per pair of models, about
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.repeats < 1 or not self.max_seconds > 0:
+            raise ConfigError("batch_size and repeats must be at least 1, and max_seconds positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressConfig:
+    """What `compress` does.
+
+    Args:
+        prune: how to choose what goes.
+        finetune: how to train afterwards; None leaves the weights as they are.
+        calibration: data for criteria that need gradients.
+        measure: how latency is taken.
+        split: how one set of labelled samples is cut.
+    """
+
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    finetune: TrainConfig | None = field(default_factory=TrainConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)

@@ -1,0 +1,223 @@
+"""The main job, step by step: plan, apply, verify, fine-tune, measure."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import Subset
+
+from secateur.allocate import Budget
+from secateur.compression.config import CompressConfig
+from secateur.compression.material import Material, check_weights, read_material
+from secateur.compression.report import CompressReport, Measured, versions
+from secateur.criteria import cross_entropy
+from secateur.data.batches import batches, labels_of, length
+from secateur.dims.cost import Cost
+from secateur.errors import VerifyError
+from secateur.measure import (
+    Latency,
+    Metrics,
+    PairedLatency,
+    count_parameters,
+    evaluate,
+    latency,
+    paired_latency,
+    size_bytes,
+)
+from secateur.measure.modes import device_of
+from secateur.planning import Loss, plan
+from secateur.plans import Plan
+from secateur.surgery import apply
+from secateur.train import fit_
+from secateur.verification import VerifyReport, verify
+
+log = logging.getLogger("secateur")
+N_VERIFY = 4  # samples in the numeric proof
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The smaller model, the plan that made it, and what was measured."""
+
+    model: nn.Module
+    plan: Plan
+    report: CompressReport
+
+
+def compress(
+    model: nn.Module,
+    data: Any,
+    *,
+    budget: Budget,
+    config: CompressConfig | None = None,
+    labels: Tensor | None = None,
+    loss: Loss | None = None,
+    progress: bool = True,
+) -> Compressed:
+    """Prune a trained model, prove the result, fine-tune it where there are labels, and measure before and after.
+
+    Args:
+        model: the trained model; it is not changed.
+        data: a tensor of inputs (N, ...), batches (a DataLoader or any iterable), a Dataset, or a `DataSplits`. Items
+            are x, (x, y), or dicts of keyword inputs, with "labels" where there are any. Labelled data that is not yet
+            split is cut into train, validation and test; only the last evaluation sees the test part. Where the dense
+            model has been trained on the same data, its own numbers are those of data that it knows.
+        budget: what may be kept.
+        config: the steps' settings.
+        labels: (N,), for a tensor of inputs.
+        loss: of (outputs, labels), for gradients and fine-tuning; by default cross-entropy, or the model's own.
+        progress: draw a bar on stderr while fine-tuning, if that is a terminal.
+    Returns:
+        The model in eval mode, on the device of the dense one; its plan; the report.
+    Raises:
+        DataError: the data is empty or does not fit.
+        GroupError: weights hold NaN or Inf.
+        CaptureError, PlanError, VerifyError, TrainError: see `plan`, `verify` and `fit_`.
+
+    >>> x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> small = compress(net, x, labels=(x.sum(1) > 0).long(), budget=Budget(macs=0.5), progress=False)
+    >>> small.report.dense.macs, small.report.finetuned.macs
+    (96, 48)
+    """
+    config = config or CompressConfig()
+    clock = _Clock()
+    with clock.phase("read data"):
+        material = read_material(data, labels, config.split)
+        check_weights(model)
+    example = _placed(material.inputs(1), model)
+    with clock.phase("plan"):
+        made = _plan(model, example, budget, config, material, loss)
+    with clock.phase("apply and verify"):
+        small = apply(model, made, verify=False).eval()
+        proof = verify(model, small, made, _placed(material.inputs(N_VERIFY), model))
+        if not proof.is_ok:
+            raise VerifyError(f"The pruned model fails its proof. The original is unchanged.\n{proof}")
+    meter = _Meter(model, material, config, made)
+    with clock.phase("measure dense and pruned"):
+        quality = meter.quality(model)
+        pair = meter.pair(small)
+        dense = _measured(model, made.cost_before, quality, pair.dense)
+        pruned = _measured(small, made.cost_after, meter.quality(small), pair.small)
+    finetuned = None
+    if config.finetune is not None and material.train is not None:
+        with clock.phase("fine-tune"):
+            fit_loss = None if loss is None else _on_batches(loss)
+            fit_(small, material.train, material.val, config.finetune, loss=fit_loss, progress=progress)
+            small.to(device_of(model))
+        with clock.phase("measure fine-tuned"):
+            pair = meter.pair(small)
+            finetuned = _measured(small, made.cost_after, meter.quality(small), pair.small)
+    stages = {"dense": dense, "pruned": pruned, "finetuned": finetuned}
+    report = _report(stages, made, proof, pair, _facts(config, material, budget, clock))
+    return Compressed(small, made, report)
+
+
+class _Clock:
+    """Seconds per phase; each phase is logged when it starts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        log.info("%s", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True)
+class _Meter:
+    """Measures models against the same dense one."""
+
+    dense: nn.Module
+    material: Material
+    config: CompressConfig
+    plan: Plan
+
+    def quality(self, model: nn.Module) -> Metrics | None:
+        test = self.material.test
+        return evaluate(model, test) if test is not None and self.material.has_classes else None
+
+    def pair(self, small: nn.Module) -> PairedLatency:
+        measure = self.config.measure
+        inputs: Any = _placed(self.material.inputs(measure.batch_size), self.dense)
+        once = latency(self.dense, inputs, repeats=1, warmup=1).median_ms / 1000
+        repeats = max(3, min(measure.repeats, int(measure.max_seconds / (2 * once))))
+        return paired_latency(self.dense, small, inputs, repeats=repeats, warmup=min(10, repeats))
+
+
+def _plan(
+    model: nn.Module, example: Any, budget: Budget, config: CompressConfig, material: Material, loss: Loss | None
+) -> Plan:
+    calibration = None
+    if material.train is not None:
+        n = min(length(material.train), config.calibration.n_samples)
+        order = torch.randperm(length(material.train), generator=torch.Generator().manual_seed(config.prune.seed))
+        calibration = batches(Subset(material.train, order[:n].tolist()), batch_size=64, device=device_of(model))
+    return plan(model, example, budget, config.prune, data=calibration, loss=loss or cross_entropy)
+
+
+def _placed(inputs: Any, model: nn.Module) -> Any:
+    device = device_of(model)
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs)
+
+
+def _on_batches(loss: Loss) -> Callable[[Any, Any], Tensor]:
+    return lambda outputs, batch: loss(outputs, labels_of(batch))
+
+
+def _measured(model: nn.Module, cost: Cost, quality: Metrics | None, timed: Latency) -> Measured:
+    return Measured(
+        accuracy=None if quality is None else quality.accuracy,
+        precision=None if quality is None else quality.precision,
+        recall=None if quality is None else quality.recall,
+        f1=None if quality is None else quality.f1,
+        params=count_parameters(model),
+        macs=cost.macs,
+        size_bytes=size_bytes(model),
+        latency_ms=timed.median_ms,
+        latency_p25_ms=timed.p25_ms,
+        latency_p75_ms=timed.p75_ms,
+    )
+
+
+def _facts(config: CompressConfig, material: Material, budget: Budget, clock: _Clock) -> dict[str, Any]:
+    seeds = {"split": config.split.seed, "prune": config.prune.seed}
+    if config.finetune is not None:
+        seeds["finetune"] = config.finetune.seed
+    return {
+        "budget": budget.asked(),
+        "n_samples": material.sizes(),
+        "seeds": seeds,
+        "versions": versions(),
+        "seconds": clock.seconds,
+    }
+
+
+def _report(
+    stages: dict[str, Any], made: Plan, proof: VerifyReport, pair: PairedLatency, facts: dict[str, Any]
+) -> CompressReport:
+    timed = pair.small
+    how = {name: getattr(timed, name) for name in ("batch_size", "device", "dtype", "n_threads", "repeats")}
+    return CompressReport(
+        **stages,
+        verify=str(proof),
+        max_difference=proof.max_difference,
+        speedup=pair.speedup,
+        speedup_p25=pair.speedup_p25,
+        speedup_p75=pair.speedup_p75,
+        latency=how,
+        skipped=made.skipped,
+        notes=made.notes,
+        **facts,
+    )

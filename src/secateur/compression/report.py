@@ -1,0 +1,88 @@
+"""What `compress` measured, as plain data."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from secateur._version import __version__
+from secateur.tables import text_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One model. Quality is on the test split, macro averages, and None where there are no class labels."""
+
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    params: int
+    macs: int  # of one sample
+    size_bytes: int  # of the safetensors file
+    latency_ms: float  # median of one forward; batch and device are in `CompressReport.latency`
+    latency_p25_ms: float
+    latency_p75_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressReport:
+    """Before, between and after, and how it came about. `to_dict` is JSON."""
+
+    dense: Measured
+    pruned: Measured
+    finetuned: Measured | None  # None where nothing was fine-tuned
+    verify: str
+    max_difference: float | None  # see `VerifyReport`
+    speedup: float  # dense time / small time, median over alternating forwards
+    speedup_p25: float
+    speedup_p75: float
+    latency: dict[str, Any]  # batch_size, device, dtype, n_threads, repeats
+    budget: dict[str, float]
+    skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    n_samples: dict[str, int]
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    def stages(self) -> dict[str, Measured]:
+        """Return the models that were measured, by name."""
+        found = {"dense": self.dense, "pruned": self.pruned, "finetuned": self.finetuned}
+        return {name: measured for name, measured in found.items() if measured is not None}
+
+    def __str__(self) -> str:
+        lines = [text_table(HEADER, [row(name, m) for name, m in self.stages().items()]), self.latency_line()]
+        return "\n".join([*lines, self.verify, *(f"note: {note}" for note in self.notes)])
+
+    def latency_line(self) -> str:
+        """Say what the times mean, and the paired speedup."""
+        return (
+            f"latency per batch of {self.latency['batch_size']} on {self.latency['device']}, {self.latency['dtype']},"
+            f" {self.latency['n_threads']} threads, {self.latency['repeats']} runs; {self.speedup:.2f}x as fast as the"
+            f" dense model [{self.speedup_p25:.2f}, {self.speedup_p75:.2f}]"
+        )
+
+
+HEADER = ("model", "accuracy", "F1", "params", "MACs", "bytes", "latency ms", "25 % to 75 %")
+
+
+def row(name: str, measured: Measured) -> tuple[str, ...]:
+    """One line of a table of models."""
+    m = measured
+    quality = ["–" if value is None else f"{value:.2%}" for value in (m.accuracy, m.f1)]
+    spread = f"{m.latency_p25_ms:.3f} to {m.latency_p75_ms:.3f}"
+    counts = (f"{m.params:,}", f"{m.macs:,}", f"{m.size_bytes:,}", f"{m.latency_ms:.3f}")
+    return (name, *quality, *counts, spread)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    return {"secateur": __version__, "torch": torch.__version__, "python": platform.python_version()}
