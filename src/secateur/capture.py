@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CaptureError
 
@@ -30,7 +31,7 @@ Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
 SKIPPED = {torch.ops.prim.device.default}
-_COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh")}
+_COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
@@ -113,34 +114,62 @@ class ForwardFailed(CaptureError):
         self.attempt = attempt
 
 
-def capture(model: nn.Module, inputs: Inputs) -> Trace:
+class Watcher(Protocol):
+    """Sees what a capture computes."""
+
+    def operator(self, func: Any, args: Any, out: Any) -> None:
+        """Called after each operator."""
+
+    def result(self, tensors: list[Tensor]) -> None:
+        """Called with the tensors of the model's output."""
+
+
+def capture(model: nn.Module, inputs: Inputs, *, is_fake: bool = True, watch: Watcher | None = None) -> Trace:
     """Run `model` once on fake tensors, in eval mode and without gradients, and record every ATen operator.
 
     Args:
         model: any module. Its parameters may be on any device, the meta device included, frozen or not.
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
             Only shapes and dtypes are used; tensors on the meta device will do.
+        is_fake: False runs on the real tensors, and computes.
+        watch: is told of each operator and of the result.
     Returns:
-        The record. The model is left as it was found, training flags included; nothing is allocated.
+        The record. The model is left as it was found, training flags included; on fake tensors nothing is allocated.
     Raises:
-        CaptureError: the model has no parameters, or its forward failed, with the module and line where it did.
+        CaptureError: the model has no parameters or gives no tensor, or its forward failed, with the line where it did.
     """
     if next(iter(model.parameters()), None) is None:
         raise CaptureError(
             f"{type(model).__name__} has no parameters, so there is nothing to make smaller."
             " Pass the module that holds them."
         )
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder(fake_mode, named_tensors(model))
-    args, kwargs = as_call(inputs)
-    with plain_forward(model), _module_stack(model, recorder.stack), fake_mode:
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else None
+    recorder = _Recorder(fake_mode, named_tensors(model), watch)
+    args, kwargs = as_call(inputs) if is_fake else on_device(model, inputs)
+    with plain_forward(model), _module_stack(model, recorder.stack), fake_mode or contextlib.nullcontext():
         args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
         try:
             with recorder, _quiet():
                 result = model(*args, **kwargs)
         except Exception as error:
             raise _explain(error, recorder, model) from error
+    if not tensors_in(result):
+        raise CaptureError(
+            f"The forward of {type(model).__name__} gave {type(result).__name__} with no tensor in it."
+            " Pass a module whose output holds its results."
+        )
+    if watch is not None:
+        watch.result(tensors_in(result))
     return recorder.trace(result)
+
+
+def on_device(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, moved to where the model's first parameter is."""
+    device = next(model.parameters()).device
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        Tensor, lambda t: t.to(device), as_call(inputs)
+    )
+    return moved
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -190,15 +219,16 @@ def _shape(outputs: tuple[Value | None, ...]) -> tuple[int, ...] | None:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records operators; swaps the model's real tensors for fake ones as they come by."""
 
-    def __init__(self, fake_mode: FakeTensorMode, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, fake_mode: FakeTensorMode | None, tensors: Mapping[str, Tensor], watch: Watcher | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.fake_mode = fake_mode
+        self.watch = watch
         self.stack: list[str] = [""]
         self.ops: list[Op] = []
         self.n_values = 0
         self.attempted = ("", "")
-        self.values: dict[int, Value] = {}  # id of a fake tensor -> its value
-        self.fakes: dict[int, FakeTensor] = {}  # id of a real tensor -> its fake twin
+        self.values = WeakIdKeyDictionary()  # tensor -> its value; a weak key, so that activations can be freed
+        self.fakes: dict[int, Tensor] = {}  # id of a real tensor -> its fake twin
         self.alive: list[Tensor] = []  # ids stay unique only while their tensors live
         self.names: dict[int, str] = {}
         self.tensors: dict[str, Value] = {}
@@ -216,9 +246,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in SKIPPED:
             device = args[0].device
-            return torch.device("cpu") if device.type == "meta" else device
+            return torch.device("cpu") if device.type == "meta" and self.fake_mode else device
         kwargs = kwargs or {}
-        if (device := kwargs.get("device")) is not None and torch.device(device).type == "meta":
+        if self.fake_mode and (device := kwargs.get("device")) is not None and torch.device(device).type == "meta":
             kwargs = {**kwargs, "device": torch.device("cpu")}
         location = _location(sys._getframe(1))
         self.attempted = (self.stack[-1], location)
@@ -228,17 +258,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outs = out if isinstance(out, tuple | list) else (out,)
         values = tuple(self._lookup(t) if isinstance(t, Tensor) else None for t in outs)
         self.ops.append(Op(len(self.ops), func, tuple(seen), seen_kwargs, values, self.stack[-1], location))
+        if self.watch is not None:
+            self.watch.operator(func, args, out)
         return out
 
     def add_input(self, tensor: Tensor) -> Tensor:
         """Register an input of the model and return its fake twin."""
         fake = self._fake_of(tensor)
-        self.values[id(fake)] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
+        self.values[fake] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
         self.inputs.append(value)
         return fake
 
     def trace(self, result: Any = ()) -> Trace:
-        outputs = [self.values[id(t)] for t in tensors_in(result) if id(t) in self.values]
+        outputs = [self.values[t] for t in tensors_in(result) if t in self.values]
         # An output may be a tensor of the model itself, which no operator touched.
         outputs += [self.tensors[self.names[id(t)]] for t in tensors_in(result) if id(t) in self.names]
         return Trace(tuple(self.ops), tuple(self.inputs), tuple(outputs), self.tensors, self.tied)
@@ -247,8 +279,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.n_values += 1
         return Value(self.n_values - 1, tuple(tensor.shape), tensor.dtype, source, key)
 
-    def _fake_of(self, tensor: Tensor) -> FakeTensor:
-        if isinstance(tensor, FakeTensor):
+    def _fake_of(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor) or self.fake_mode is None:
             return tensor
         self.alive.append(tensor)
         if tensor.layout is torch.strided and tensor.device.type in ("meta", "cpu"):
@@ -262,19 +294,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fakes[id(tensor)] = fake
         return fake
 
-    def _fake(self, tensor: Tensor) -> FakeTensor:
-        if isinstance(tensor, FakeTensor):
+    def _fake(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor) or tensor in self.values:
             return tensor
         if (fake := self.fakes.get(id(tensor))) is None:
             fake = self._fake_of(tensor)
             key = self.names.get(id(tensor), "")
-            self.values[id(fake)] = self.tensors[key] if key else self._value(tensor, "constant")
+            self.values[fake] = self.tensors[key] if key else self._value(tensor, "constant")
         return fake
 
-    def _lookup(self, fake: Tensor) -> Value:
-        if (value := self.values.get(id(fake))) is None:
-            self.alive.append(fake)
-            value = self.values[id(fake)] = self._value(fake, "op")
+    def _lookup(self, tensor: Tensor) -> Value:
+        if tensor not in self.values:
+            self.values[tensor] = self._value(tensor, "op")
+        value: Value = self.values[tensor]
         return value
 
 

@@ -84,12 +84,13 @@ class Graph:
         return "\n".join(lines)
 
 
-def trace(model: nn.Module, inputs: Inputs) -> Graph:
+def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
     """Run `model` once on fake tensors and find what must shrink together.
 
     Args:
         model: any module; on the meta device too. It is left as it was found.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments. Only shapes and dtypes are used.
+        is_fake: False runs on the real tensors, for code that takes another path there; it computes a whole forward.
     Raises:
         CaptureError: the model has no parameters, or its forward fails on these inputs.
 
@@ -101,5 +102,5 @@ def trace(model: nn.Module, inputs: Inputs) -> Graph:
     >>> graph.cost({"0 features": 4})
     Cost(params=26, macs=20)
     """
-    record = capture(model, inputs)
+    record = capture(model, inputs, is_fake=is_fake)
     return Graph(record, solve(record))

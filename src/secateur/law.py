@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.capture import SKIPPED, Op, Trace, is_copy
+from secateur.capture import SKIPPED, Inputs, Op, is_copy, on_device, plain_forward, tensors_in
 from secateur.dims.algebra import Dim, Leaf, kept, leaves
 from secateur.dims.solve import Position, Read
 from secateur.graph import Graph
@@ -25,25 +25,34 @@ _STRUCTURAL = 1e-2
 """Relative difference of one operator's output that rounding can't explain."""
 
 Samples = dict[int, tuple[Tensor, float]]
-"""By place in the pruned model's essential record: values at sampled places of the first output, and its largest |value|."""
+"""By place in the pruned model's essential record: sampled values of the first output, and its largest |value|."""
 
 
-class Sampler(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs the pruned model and samples what each operator gives, before anything writes over it."""
+class Sampler:
+    """Watches the capture of the pruned model: samples what each operator gives, before anything writes over it."""
 
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops = trace.essential
+    def __init__(self) -> None:
         self.at = 0
         self.samples: Samples = {}
+        self.results: list[Tensor] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def operator(self, func: Any, args: Any, out: Any) -> None:
+        """Called after each operator."""
         if not _passes(func, args, out):
-            i, self.at = self.at, self.at + 1
-            if i < len(self.ops) and self.ops[i].target is func and (first := _first(out)) is not None:
-                self.samples[i] = first[_places(first.shape)].double(), _largest(first)
-        return out
+            if (first := _first(out)) is not None:
+                self.samples[self.at] = first[_places(first.shape)].double(), _largest(first)
+            self.at += 1
+
+    def result(self, tensors: list[Tensor]) -> None:
+        """Called with the tensors of the model's output."""
+        self.results = tensors
+
+
+def run(model: nn.Module, inputs: Inputs, mode: TorchDispatchMode) -> list[Tensor]:
+    """The tensors that a model gives, run in eval mode under a dispatch mode, on its own device."""
+    args, kwargs = on_device(model, inputs)
+    with plain_forward(model), mode:
+        return tensors_in(model(*args, **kwargs))
 
 
 class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]

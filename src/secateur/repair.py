@@ -71,7 +71,7 @@ class Repairer:
 
     def run(self) -> None:
         while (failure := self.attempt(self.bindings)) is not None:
-            if not (self._bind(failure) or self._couple(failure)):
+            if not (self._bind(failure) or self._unite(failure) or self._couple(failure)):
                 self._freeze(failure)
 
     def reject(self, counts: Mapping[str, int]) -> bool:
@@ -235,6 +235,30 @@ class Repairer:
             self.inside[fqn] = {index: place for place, index in enumerate(ops)}
         return self.inside[fqn]
 
+    def _unite(self, failure: Failure) -> bool:
+        """A number that is bound to one dim stands for another one too: then both keep equal counts."""
+        tried = 0
+        for scope in self._scopes(failure):
+            bound = {b.path: b.dim for b in self.bindings if b.fqn == scope}
+            for slot in _with_parts((*failure.wrong, *failure.near)):
+                for path, dim in bound.items():
+                    if not _may_tie(dim, slot.dim) or tried >= _MAX_TRIALS:
+                        continue
+                    tried += 1
+                    undo = self._impose([(dim, slot.dim, None), *self._alike_pairs(scope, path, slot)], failure)
+                    after = self.attempt(self.bindings)
+                    if after is None or after.progress > failure.progress:
+                        return True
+                    undo()
+        return False
+
+    def _alike_pairs(self, scope: str, path: str, slot: Slot) -> Iterator[tuple[Dim, Dim, None]]:
+        for twin in self._twins(scope):
+            dim = next((b.dim for b in self.bindings if b.fqn == twin and b.path == path), None)
+            other = self._at(scope, twin, slot)
+            if dim is not None and other is not None and _may_tie(dim, other):
+                yield dim, other, None
+
     def _couple(self, failure: Failure) -> bool:
         """Explain a size that the code computes as P // Q: it is fixed then, and P and Q keep the same fraction."""
         free = {id(s.dim): s for s in reversed(list(self._free_slots(failure)))}
@@ -263,25 +287,23 @@ class Repairer:
         """An equation may need a number bound with it before it shows progress."""
         return after.op.index <= failure.op.index and self._bind(after, beyond=failure.progress)
 
-    def _alike_triples(self, failure: Failure, *slots: Slot) -> Iterator[tuple[Dim, Dim, Dim]]:
+    def _alike_triples(self, failure: Failure, *slots: Slot) -> Iterator[tuple[Dim, Dim, Dim | None]]:
         for twin in self._twins(failure.fqn):
             whole, part, row = (self._at(failure.fqn, twin, s) for s in slots)
             if whole is not None and part is not None and row is not None:
                 yield whole, part, row
 
-    def _impose(self, triples: list[tuple[Dim, Dim, Dim]], failure: Failure) -> Callable[[], None]:
-        """Freeze the row and tie whole and part of every triple; return what takes that back."""
+    def _impose(self, triples: list[tuple[Dim, Dim, Dim | None]], failure: Failure) -> Callable[[], None]:
+        """Freeze the row, if there is one, and tie the two others of every triple; return what takes that back."""
         ties = list(self.graph.solution.ties)
         frozen = []
         for whole, part, row in triples:
-            if not (isinstance(whole, Leaf) and isinstance(part, Leaf) and isinstance(row, Leaf)):
+            if not _may_tie(whole, part, row):
                 continue
-            if whole.frozen or part.frozen or whole.size != part.size * row.size:
-                continue
-            if row.frozen is None:
+            if isinstance(row, Leaf) and row.frozen is None:
                 row.frozen = f"computed as {whole.size} // {part.size}: {failure.op.where}"
                 frozen.append(row)
-            self.graph.solution.ties.append((whole, part, f"{whole.size} // {part.size} is taken: {failure.op.where}"))
+            self.graph.solution.ties.append((whole, part, f"the code keeps their ratio: {failure.op.where}"))
         self.graph.refresh()
 
         def undo() -> None:
@@ -313,6 +335,14 @@ class Repairer:
         for scope in self._scopes(failure):
             yield [s for index in self._under(scope) for s in self._slots(self.graph.trace.ops[index], counts)]
         yield [Slot(failure.op, True, -1, -1, g.leaf) for g in self.graph.prunable]
+
+
+def _may_tie(whole: Dim, part: Dim, row: Dim | None = None) -> bool:
+    """True for two different free leaves with |whole| = |part| * |row|."""
+    a, b, c = (None if d is None else find(d) for d in (whole, part, row))
+    if not (isinstance(a, Leaf) and isinstance(b, Leaf)) or a is b or a.frozen or b.frozen:
+        return False
+    return a.size == b.size if c is None else isinstance(c, Leaf) and a.size == b.size * c.size
 
 
 def _with_parts(slots: Iterable[Slot]) -> Iterator[Slot]:

@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.capture import Inputs, Op, Trace, as_call, capture, plain_forward, tensors_in
+from secateur.capture import Inputs, Op, Trace, as_call, capture, tensors_in
 from secateur.dims.algebra import Dim, Leaf, count, kept, leaves
 from secateur.dims.solve import Position
 from secateur.errors import CaptureError, PlanError
 from secateur.graph import Graph, trace
-from secateur.law import Law, Sampler
+from secateur.law import Law, Sampler, run
 from secateur.plans import Plan
 from secateur.specs import from_spec
 
@@ -84,10 +82,13 @@ def verify(
     """
     if inputs is None:
         inputs = from_spec(plan.inputs)
-    graph = trace(model, inputs)
+    on_meta = any(t.is_meta for t in (*model.parameters(), *small.parameters(), *tensors_in(as_call(inputs))))
+    sampler = Sampler()
     try:
+        # Real runs are recorded as they are: code may take another path on fake tensors.
+        graph = trace(model, inputs, is_fake=on_meta)
         keep = leaf_keep(graph, plan)
-        after = capture(small, inputs)
+        after = capture(small, inputs, is_fake=on_meta, watch=sampler)
     except (PlanError, CaptureError) as error:
         return VerifyReport(problems=(str(error),))
     counts = {leaf: len(index) for leaf, index in keep.items()}
@@ -100,25 +101,16 @@ def verify(
     )
     if report.problems:
         return report
-    if any(t.is_meta for t in (*model.parameters(), *small.parameters(), *tensors_in(as_call(inputs)))):
+    if on_meta:
         return replace(report, unchecked="weights or inputs are on the meta device")
-    sampler = Sampler(after)
-    actual = _run(small, inputs, sampler)
     law = Law(graph, keep, scales, sampler.samples)
-    expected = _run(model, inputs, law)
+    expected, actual = run(model, inputs, law), sampler.results
     allowed = tolerance if tolerance is not None else max(TOLERANCES.get(t.dtype, 0.0) for t in expected)
     largest = max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
     problems = [law.problem] if law.problem else []
     if largest > allowed:
         problems.append(f"outputs differ by {largest:.2e} of the largest value; {allowed:.0e} is allowed")
     return replace(report, problems=tuple(problems), max_difference=largest, tolerance=allowed)
-
-
-def _run(model: nn.Module, inputs: Inputs, mode: TorchDispatchMode) -> list[Tensor]:
-    device = next(model.parameters()).device
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), as_call(inputs))
-    with plain_forward(model), mode:
-        return tensors_in(model(*args, **kwargs))
 
 
 def _relative(expected: Tensor, actual: Tensor) -> float:
@@ -210,6 +202,10 @@ def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Diff
 
 
 def _compare_shapes(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf, int]) -> Iterator[Difference]:
+    if len(before.outputs) != len(now.outputs):
+        text = f"{len(before.outputs)} outputs became {len(now.outputs)}: {before.where}"
+        yield Difference(before.index, text)
+        return
     for value, other in zip(before.outputs, now.outputs, strict=True):
         if value is None or other is None:
             continue

@@ -197,13 +197,17 @@ def _pop_segment(stack: list[Dim]) -> Dim:
 
 
 def _unify_grid(grid: Prod, row: Cat) -> None:
-    """Cat ~ Prod: every segment is whole rows of the grid, so the outer factor splits as the segments do."""
+    """Cat ~ Prod: segments, or runs of them, are whole rows of the grid, so the outer factor splits as they do."""
     inner = prod(grid.factors[1:])
-    outers = []
+    outers: list[Dim] = []
+    run: list[Dim] = []
     for part in row.parts:
-        part_outer, part_inner = factor(part, inner.size)
-        unify(inner, part_inner)
-        outers.append(part_outer)
+        run.append(part)
+        if sum(p.size for p in run) % inner.size == 0:
+            rows, cells = factor(cat(run), inner.size)
+            unify(inner, cells)
+            outers.append(rows)
+            run = []
     unify(grid.factors[0], cat(outers))
 
 
