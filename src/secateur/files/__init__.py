@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from secateur.files.loading import Saved, load, open_folder
 from secateur.files.saving import check_target, save
+from secateur.files.state import load_weights
 
-__all__ = ["Saved", "check_target", "load", "open_folder", "save"]
+__all__ = ["Saved", "check_target", "load", "load_weights", "open_folder", "save"]

@@ -135,6 +135,25 @@ def fill(small: nn.Module, state: State, origin: str) -> nn.Module:
     return skeleton(small, new)
 
 
+def load_weights(model: nn.Module, path: Path) -> nn.Module:
+    """Return the model with the weights of a safetensors file that anybody wrote; tied tensors may be there once.
+
+    Raises:
+        FileError: the file is none, or its keys, shapes or kinds are not the model's.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise FileError(
+            f"'{path}' is no .safetensors file. Pickles are never read; convert the state dict with"
+            " safetensors.torch.save_file first."
+        )
+    own, tensors = state_of(model), read_tensors(path)
+    for key, first in own.tied.items():
+        if key in tensors and first in tensors and torch.equal(tensors[key], tensors[first]):
+            del tensors[key]
+    tied = {key: first for key, first in own.tied.items() if key not in tensors and first in tensors}
+    return fill(model, State(tensors, tied, own.constants), str(path))
+
+
 def _dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):

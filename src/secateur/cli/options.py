@@ -1,0 +1,57 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.allocate import Budget
+from secateur.errors import ConfigError
+
+SourceArgument = Annotated[
+    str,
+    typer.Argument(help="torchvision:NAME, timm:NAME, builtin:NAME, python:pkg.mod:fn, or a saved model's folder."),
+]
+WeightsOption = Annotated[Path | None, typer.Option("--weights", help="A .safetensors file with the source's weights.")]
+ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="Shape of one input, such as 1,3,224,224.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="digits, npz:FILE, folder:DIR or csv:FILE.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-source", help="Let a saved folder run the python: source that it names.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite a saved model.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def read_budget(texts: list[str]) -> Budget:
+    """Read budgets such as `macs=0.5`, several of them in one text or many.
+
+    >>> read_budget(["macs=0.5,params=0.6"])
+    Budget(width=None, params=0.6, macs=0.5)
+    """
+    asked: dict[str, float] = {}
+    for part in (part for text in texts for part in text.split(",") if part.strip()):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in ("width", "params", "macs") or name in asked:
+            raise ConfigError(f"{part!r} is no budget. Write width=0.5, params=0.5 or macs=0.5, each at most once.")
+        try:
+            asked[name] = float(value)
+        except ValueError as error:
+            raise ConfigError(f"{part!r}: {value!r} is no number. It is the fraction kept: {name}=0.5.") from error
+    return Budget(**asked)
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """Read a shape.
+
+    >>> read_shape("1,3,224,224")
+    (1, 3, 224, 224)
+    """
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ConfigError(f"--input-shape {text!r} is no shape. Write whole numbers from 1 on: 1,3,224,224.")
+    return shape

@@ -1,0 +1,103 @@
+"""`secateur prune`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.opening import Opened, open_data, open_model
+from secateur.cli.options import (
+    DataOption,
+    ForceOption,
+    JsonOption,
+    ShapeOption,
+    SourceArgument,
+    TrustOption,
+    WeightsOption,
+    read_budget,
+    read_shape,
+)
+from secateur.cli.output import print_json, print_line, print_table
+from secateur.data import DataSplits
+from secateur.errors import VerifyError
+from secateur.files import check_target, save
+from secateur.planning import PruneConfig, plan
+from secateur.plans import Plan, compose
+from secateur.surgery import apply
+from secateur.verification import VerifyReport, verify
+
+log = logging.getLogger("secateur")
+
+
+def prune(
+    source: SourceArgument,
+    budget: Annotated[list[str], typer.Option(help="What may be kept: macs=0.5, params=0.5, width=0.5; repeatable.")],
+    output: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
+    criterion: Annotated[str, typer.Option(help="What scores units: l1, l2, taylor, bn_scale, random.")] = "l2",
+    method: Annotated[str, typer.Option(help="What chooses counts: uniform or global.")] = "uniform",
+    ignore: Annotated[list[str] | None, typer.Option(help="Modules to leave alone, such as 'head.*'.")] = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    input_shape: ShapeOption = None,
+    seed: Annotated[int, typer.Option(help="Of fresh weights, the data's cut, and random scores.")] = 0,
+    trust_source: TrustOption = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Prune a model, prove that the result is right, and save it. Nothing is trained."""
+    asked = read_budget(budget)
+    config = PruneConfig(criterion=criterion, method=method, ignore=tuple(ignore or ()), seed=seed)
+    check_target(output.absolute(), overwrite=force)
+    opened = open_model(source, weights=weights, seed=seed, trust_source=trust_source)
+    splits = None if data is None else open_data(data, seed, opened)
+    inputs = opened.inputs(None if input_shape is None else read_shape(input_shape), splits)
+    log.info("planning")
+    made = plan(opened.model, inputs, asked, config, data=_calibration(splits))
+    log.info("applying and verifying")
+    small = apply(opened.model, made, verify=False)
+    proof = verify(opened.model, small, made)
+    if not proof.is_ok:
+        raise VerifyError(f"The pruned model fails its proof, and nothing was saved.\n{proof}")
+    whole = made if opened.plan is None else compose(opened.plan, made)
+    save(small, output, plan=whole, source=opened.source, overwrite=force)
+    _print(opened, made, proof, output, is_json=json)
+
+
+def _calibration(splits: DataSplits | None) -> Any:
+    from secateur.data import batches
+
+    return None if splits is None else batches(splits.train, batch_size=64)
+
+
+def _print(opened: Opened, made: Plan, proof: VerifyReport, output: Path, *, is_json: bool) -> None:
+    before, after = made.cost_before, made.cost_after
+    if is_json:
+        print_json(
+            {
+                "source": opened.name,
+                "folder": str(output),
+                "params": {"before": before.params, "after": after.params},
+                "macs": {"before": before.macs, "after": after.macs},
+                "widths": {g.name: {"before": g.size, "after": len(g.keep)} for g in made.groups},
+                "skipped": [list(pair) for pair in made.skipped],
+                "notes": list(made.notes),
+                "verify": str(proof),
+                "max_difference": proof.max_difference,
+            }
+        )
+        return
+    rows = [
+        (g.name, g.kind, str(g.size), str(len(g.keep)), f"{len(g.keep) / g.size:.0%}")
+        for g in made.groups
+        if len(g.keep) < g.size
+    ]
+    print_table(("group", "kind", "width", "kept", "part"), rows, n_text=2)
+    print_line(f"parameters {before.params:,} → {after.params:,}, MACs {before.macs:,} → {after.macs:,}")
+    print_line(str(proof))
+    for note in made.notes:
+        print_line(f"note: {note}")
+    print_line(f"{len(made.skipped)} groups left alone; reasons are in plan.json, or with --json")
+    print_line(f"saved in {output}")
