@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CaptureError
+from secateur.frameworks.huggingface import traceable_experts
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -334,7 +335,7 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), traceable_experts(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -131,6 +131,8 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
         places = _places(tuple(len(i) for i in index))
         at = tuple(i[p].to(first.device) for i, p in zip(index, places, strict=True))
         mine = first[at].double()
+        if (indexed := self.graph.solution.indexes.get(op.outputs[0].index)) is not None:
+            values = self.keep(indexed)[values.long()].double()  # renumbered: the pruned model's i is the i-th kept
         both = mine.isfinite() & values.isfinite()
         gap = (mine - values)[both].abs().max().item() if both.any() else 0.0
         # A difference of large numbers may be all rounding, so its inputs count towards the scale.

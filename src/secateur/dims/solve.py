@@ -99,6 +99,7 @@ class Solution:
     macs: list[tuple[int, tuple[Dim, ...]]] = field(default_factory=list)  # (op, factors of its multiply-adds)
     expected: dict[tuple[int, Position], Dim] = field(default_factory=dict)  # an int argument -> the dim that it counts
     shape_decides: set[int] = field(default_factory=set)  # operators whose integer arguments follow from shapes
+    indexes: dict[int, Dim] = field(default_factory=dict)  # an integer value -> the dim that its elements index
     minimum: dict[Leaf, int] = field(default_factory=dict)  # indices without which an operator has no value
     ties: list[tuple[Dim, Dim, str]] = field(default_factory=list)
     unknown: list[Op] = field(default_factory=list)
@@ -115,6 +116,7 @@ class Node:
         self.solution = solution
         self.op = op
         self.results: list[tuple[Dim, ...]] = []
+        self.taken: set[int] = set()  # index tensors that the rule used as such
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -162,6 +164,17 @@ class Node:
         """State that the operator mixes the indices of an axis (see `Read`)."""
         self.solution.reads.append(Read(self.op.index, x.position, axis % len(x), x[axis], how))
 
+    def indexed_by(self, x: Axes) -> Dim | None:
+        """The dim that an integer tensor indexes, where that is known: it came from a top-k or an argmax over it."""
+        self.taken.add(x.value.index)
+        return self.solution.indexes.get(x.value.index)
+
+    def gives_indices(self, output: int, dim: Dim) -> None:
+        """State that the elements of an output index a dim. They are renumbered when it shrinks."""
+        value = self.op.outputs[output]
+        if value is not None:
+            self.solution.indexes[value.index] = dim
+
     def needs(self, dim: Dim, at_least: int) -> None:
         """State that the operator has no value on fewer indices of a dim."""
         for leaf in leaves(dim):
@@ -200,6 +213,20 @@ class Node:
             self.solution.roles.setdefault(owner, role)
 
 
+_MOVES = {
+    getattr(getattr(torch.ops.aten, name), overload)
+    for name, overload in (
+        *((n, "default") for n in ("view", "_unsafe_view", "expand", "permute", "t", "unsqueeze", "squeeze", "clone")),
+        *((n, "default") for n in ("alias", "detach", "_to_copy", "repeat", "split_with_sizes", "lift_fresh")),
+        *(("squeeze", n) for n in ("dim", "dims")),
+        *((n, "int") for n in ("transpose", "select", "unbind")),
+        *((n, "Tensor") for n in ("slice", "split")),
+        ("repeat_interleave", "self_int"),
+    )
+}
+"""Operators that move elements and leave their values alone."""
+
+
 def solve(trace: Trace) -> Solution:
     """Run every operator's rule over a trace.
 
@@ -214,7 +241,7 @@ def solve(trace: Trace) -> Solution:
         _apply_rule(solution, op)
     _freeze_unused(solution)
     for value in trace.outputs:
-        for dim in solution.dims[value.index]:
+        for dim in (*solution.dims[value.index], *filter(None, [solution.indexes.get(value.index)])):
             freeze(dim, "model output")
     settle_ties(solution)
     return solution
@@ -274,6 +301,22 @@ def _apply_rule(solution: Solution, op: Op) -> None:
         node.results = []
         solution.unknown.append(op)
     _set_outputs(node, tensors)
+    _follow_indices(node, tensors)
+
+
+def _follow_indices(node: Node, tensors: list[Axes]) -> None:
+    """Index tensors stay what they are through views; where their numbers are used otherwise, their dim is fixed."""
+    indexes = node.solution.indexes
+    for t in tensors:
+        dim = indexes.get(t.value.index)
+        if dim is None or t.value.index in node.taken:
+            continue
+        if node.op.target in _MOVES:
+            for value in node.op.outputs:
+                if value is not None:
+                    indexes[value.index] = dim
+        else:
+            node.freeze(dim, "indices along the axis are results")
 
 
 def _set_outputs(node: Node, tensors: list[Axes]) -> None:

@@ -17,7 +17,7 @@ def index(op: Node, x: Axes, indices: list[Axes | None]) -> None:
     """out[j…, rest] = x[a[j…], b[j…], rest], as NumPy orders advanced indices"""
     at = [i for i, t in enumerate(indices) if t is not None]
     for i in at:
-        op.freeze(x[i], "indexed by a tensor")
+        _look_up(op, x[i], indices[i])
     n_rest = len(x) - len(at)
     n_new = len(op.shape) - n_rest
     together = at == list(range(at[0], at[-1] + 1))
@@ -25,6 +25,15 @@ def index(op: Node, x: Axes, indices: list[Axes | None]) -> None:
     rest = [d for i, d in enumerate(x) if i not in at]
     made = [_indexed(op, indices, k - n_new, n) for k, n in enumerate(op.shape[place : place + n_new])]
     op.out(*rest[:place], *made, *rest[place:])
+
+
+def _look_up(op: Node, dim: Dim, indices: Axes | None) -> None:
+    """An axis that is indexed by what came from a top-k over a dim is that dim; any other index fixes the axis."""
+    known = op.indexed_by(indices) if indices is not None else None
+    if known is not None and known.size == dim.size:
+        op.equate(dim, known)
+    else:
+        op.freeze(dim, "indexed by a tensor")
 
 
 def _indexed(op: Node, indices: list[Axes | None], axis: int, size: int) -> Dim:
@@ -38,7 +47,7 @@ def _indexed(op: Node, indices: list[Axes | None], axis: int, size: int) -> Dim:
 @OP_RULES.register(aten.index_select.default)
 def index_select(op: Node, x: Axes, dim: int, indices: Axes) -> None:
     """out[…, j, …] = x[…, index[j], …]"""
-    op.freeze(x[dim], "indexed by a tensor")
+    _look_up(op, x[dim], indices)
     dims = list(x)
     dims[dim] = indices[0] if len(indices) else op.new(1)
     op.out(*dims)
@@ -49,7 +58,7 @@ def gather(op: Node, x: Axes, dim: int, indices: Axes, **kwargs: Any) -> None:
     """out[i, j] = x[i, index[i, j]]"""
     for axis, (a, b) in enumerate(zip(x, indices, strict=True)):
         if axis == dim % len(x):
-            op.freeze(a, "indexed by a tensor")
+            _look_up(op, a, indices)
         elif a.size == b.size:
             op.equate(a, b)
         else:
@@ -63,13 +72,15 @@ def gather(op: Node, x: Axes, dim: int, indices: Axes, **kwargs: Any) -> None:
 )  # fmt: skip
 def scatter(op: Node, x: Axes, dim: int, indices: Axes, src: Any = None, **kwargs: Any) -> None:
     """out = x, but out[i, index[i, j]] = src[i, j]"""
+    _look_up(op, x[dim], indices)
     for axis, a in enumerate(x):
         for t in (indices, src):
             if isinstance(t, Axes) and axis != dim % len(x) and t[axis].size == a.size:
                 op.equate(a, t[axis])
             elif isinstance(t, Axes):
                 op.freeze(t[axis], "scattered")
-                op.freeze(a, "indexed by a tensor")
+                if axis != dim % len(x):
+                    op.freeze(a, "scattered in part")
     op.out(*x)
 
 

@@ -82,9 +82,30 @@ def vector_norm(op: Node, x: Axes, order: Any = 2, dim: Any = None, keepdim: boo
     _reduce(op, x, dim, keepdim)
 
 
+@OP_RULES.register(aten.argmax.default, aten.argmin.default)
+def argument(op: Node, x: Axes, dim: int | None = None, keepdim: bool = False) -> None:
+    """out[n] = the index c of the largest x[n, c]"""
+    if dim is None:
+        select_one(op, x, dim, keepdim)
+        return
+    op.read(x, dim, "lowest" if op.op.target is aten.argmax.default else "highest")
+    op.gives_indices(0, x[dim])
+    op.out(*(ONE if i == dim % len(x) else d for i, d in enumerate(x) if keepdim or i != dim % len(x)))
+
+
+@OP_RULES.register(aten.topk.default)
+def topk(op: Node, x: Axes, k: int, dim: int = -1, largest: bool = True, is_sorted: bool = True) -> None:
+    """values[n, j], indices[n, j] = the j-th largest x[n, c] and its c, so that experts are chosen among those left"""
+    op.read(x, dim, "lowest" if largest else "highest")
+    op.needs(x[dim], k)
+    dims = list(x)
+    dims[dim] = op.new(k, "ordered")
+    op.out(*dims)
+    op.out(*dims)
+    op.gives_indices(1, x[dim])
+
+
 @OP_RULES.register(
-    aten.argmax.default,
-    aten.argmin.default,
     aten.max.dim,
     aten.min.dim,
     aten.prod.dim_int,
@@ -120,11 +141,10 @@ def roll(op: Node, x: Axes, shifts: list[int], dims: Any = ()) -> None:
     op.out(*x)
 
 
-@OP_RULES.register(aten.topk.default, aten.sort.default, aten.sort.stable, aten.argsort.default)
+@OP_RULES.register(aten.sort.default, aten.sort.stable, aten.argsort.default)
 def ordered(op: Node, x: Axes, *args: Any, **kwargs: Any) -> None:
     """out[…, k] = the k-th largest along an axis"""
-    name = op.op.target._schema.name
-    dim = kwargs.get("dim", (args[1] if len(args) > 1 else -1) if name == "aten::topk" else (args[0] if args else -1))
+    dim = kwargs.get("dim", args[0] if args else -1)
     axis = (dim if isinstance(dim, int) and not isinstance(dim, bool) else -1) % len(x)
     op.freeze(x[axis], "ordered")
     dims = [op.new(op.shape[i], "ordered") if i == axis else d for i, d in enumerate(x)]
