@@ -96,7 +96,8 @@ def plan(
     ──────────  ────────  ─────  ────
     0 features  features  8 → 4   50%
     parameters 50 → 26 (52.0%), MACs 40 → 20 (50.0%)
-    1 groups left alone
+    numbers in modules that follow: out_features, in_features
+    left alone: 2 (see plan.skipped)
     """
     config = config or PruneConfig()
     criterion, method = make_criterion(config.criterion), make_method(config.method)

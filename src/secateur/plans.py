@@ -152,9 +152,11 @@ class Plan:
             f"parameters {before.params:,} → {after.params:,} ({_part(after.params, before.params)}),"
             f" MACs {before.macs:,} → {after.macs:,} ({_part(after.macs, before.macs)})"
         ]
-        lines += [f"attribute {a.fqn or 'model'}.{a.path}: {a.old} → {a.new}" for a in self.attributes]
+        if self.attributes:
+            paths = dict.fromkeys(a.path for a in self.attributes)
+            lines.append(f"numbers in modules that follow: {', '.join(paths)}")
         lines += [f"note: {n}" for n in self.notes]
-        lines += [f"{len(self.skipped)} groups left alone"] if self.skipped else []
+        lines += [f"left alone: {len(self.skipped)} (see plan.skipped)"] if self.skipped else []
         return "\n".join(lines)
 
 
