@@ -57,10 +57,10 @@ class Member:
 class Group:
     """An independent dimension of the network: what must shrink together.
 
-    `kind` is "channels", "features", "heads", "head_dim", "groups" or "embed"; of frozen groups also "inputs",
-    "outputs", "vocabulary", "spatial" or "parts" (as q, k, v in one weight). `frozen_reason` says why the group keeps
-    its width, and is None where it may shrink. `normalised_by` names operators that normalise across the group, so that
-    dropping some of it changes what the rest becomes.
+    `kind` is "channels", "features", "heads", "queries" (per key head), "head_dim", "groups" or "embed"; of frozen
+    groups also "inputs", "outputs", "vocabulary", "spatial" or "parts" (as q, k, v in one weight).
+    `frozen_reason` says why the group keeps its width, and is None where it may shrink. `normalised_by` names operators
+    that normalise across the group, so that dropping some of it changes what the rest becomes.
     """
 
     name: str
@@ -165,13 +165,13 @@ def _defining(places: list[Member]) -> Member:
     return next((m for m in places if m.role == "producer"), places[0])
 
 
+_PARTS = ("indexed by a number", "unbound")  # how reasons of leaves that stand for q, k, v start
 _FROZEN_KINDS = {  # start of the reason -> kind
     "vocabulary": "vocabulary",
     "spatial": "spatial",
     "model input": "inputs",
     "model output": "outputs",
-    "indexed by a number": "parts",
-    "unbound": "parts",
+    **dict.fromkeys(_PARTS, "parts"),
 }
 
 
@@ -184,13 +184,14 @@ def _kind(leaf: Leaf, places: list[Member], solution: Solution) -> str:
     dim = solution.axes(value)[place.axis]
     if isinstance(dim, Cat):
         dim = next(p for p in dim.parts if any(leaf is x for x in leaves(p)))
-    is_grid = isinstance(dim, Prod)
     if len(value.shape) >= 3 and place.role == "producer":
-        return "groups" if is_grid and place.stride > 1 else "channels"
-    if is_grid:
-        return "heads" if place.stride > 1 else "head_dim"
+        return "groups" if isinstance(dim, Prod) and place.stride > 1 else "channels"
+    if isinstance(dim, Prod):
+        units = [x for x in leaves(dim) if not (x.frozen or "").startswith(_PARTS)]
+        is_inner = leaf in units[1:]  # of (key head, query, width): grouped queries
+        return "head_dim" if place.stride == 1 else "queries" if is_inner else "heads"
     produced_by = sum(m.role == "producer" for m in places)
-    return "embed" if produced_by > 1 else "features"
+    return "embed" if produced_by > 2 else "features"  # a gated unit is produced by two
 
 
 def _names(listed: list[Leaf], members: dict[Leaf, list[Member]], solution: Solution) -> dict[Leaf, str]:
