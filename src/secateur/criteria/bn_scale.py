@@ -50,7 +50,7 @@ class BnScale(Criterion):
 
     name: ClassVar[str] = "bn_scale"
     normalize: Normalize = "none"  # the paper ranks raw scales over all layers
-    fallback: Criterion | None = L2()  # noqa: RUF009 - a frozen value
+    fallback: Criterion | None = L2()
 
     def __post_init__(self) -> None:
         check_choice("normalize", self.normalize, NORMALIZERS)
