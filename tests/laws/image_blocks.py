@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -32,7 +33,7 @@ class Residual(nn.Module):
         out = out or c
         self.conv1 = nn.Conv2d(c, w, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(w)
-        self.conv2 = nn.Conv2d(w, out, 3, padding=1, groups=2 if option % 3 == 1 else 1)
+        self.conv2 = nn.Conv2d(w, out, 3, padding=1, groups=_groups(w, out) if option % 3 == 1 else 1)
         self.bn2 = nn.BatchNorm2d(out)
         self.shortcut = nn.Identity() if out == c else nn.Conv2d(c, out, 1)
         self.inplace = nn.ReLU(inplace=True)
@@ -103,7 +104,7 @@ class Shuffle(nn.Module):
 
     def __init__(self, c: int, w: int, option: int) -> None:
         super().__init__()
-        self.groups = 2
+        self.groups = _groups(c, w)
         self.first = nn.Conv2d(c, w, 1, groups=self.groups)
         self.second = nn.Conv2d(w, w, 1, groups=self.groups)
 
@@ -229,7 +230,7 @@ class Upsample(nn.Module):
 
 
 def _groups(c: int, w: int) -> int:
-    return 4 if c % 4 == 0 and w % 4 == 0 else 2
+    return math.gcd(4, c, w)
 
 
 IMAGE_BLOCKS: dict[str, Block] = {
@@ -237,7 +238,7 @@ IMAGE_BLOCKS: dict[str, Block] = {
     "strided": lambda c, w, o: conv_norm(c, w, o, stride=2),
     "grouped": lambda c, w, o: conv_norm(c, w, o, groups=_groups(c, w)),
     "depthwise": lambda c, w, o: conv_norm(c, c * (1 + o % 2), o, groups=c),
-    "transposed": lambda c, w, o: nn.ConvTranspose2d(c, w, 2, stride=2, groups=1 + o % 2),
+    "transposed": lambda c, w, o: nn.ConvTranspose2d(c, w, 2, stride=2, groups=_groups(c, w) if o % 2 else 1),
     "residual": Residual,
     "projected": lambda c, w, o: Residual(c, w, o, out=w + 2),
     "inverted": Inverted,
@@ -246,7 +247,7 @@ IMAGE_BLOCKS: dict[str, Block] = {
     "halves": Halves,
     "shuffle": Shuffle,
     "gated_conv": GatedConv,
-    "group_norm": lambda c, w, o: nn.GroupNorm((2, 1, c)[o % 3], c, affine=o % 2 == 0),
+    "group_norm": lambda c, w, o: nn.GroupNorm((math.gcd(2, c), 1, c)[o % 3], c, affine=o % 2 == 0),
     "instance_norm": lambda c, w, o: nn.InstanceNorm2d(c, affine=o % 2 == 0),
     "twice": Twice,
     "two_heads": TwoHeads,
