@@ -108,14 +108,15 @@ def fill(small: nn.Module, state: State, origin: str) -> nn.Module:
     named = named_tensors(small)
     keys = set(small.state_dict())
     given = {**state.tensors, **{key: state.tensors[first] for key, first in state.tied.items()}}
-    wrong = [f"'{key}' is missing in the file" for key in sorted(keys - given.keys())]
-    wrong += [f"the model has no '{key}'" for key in sorted(given.keys() - keys)]
+    wrong = []
     for key in sorted(keys & given.keys()):
         mine, theirs = named[key], given[key]
         if mine.shape != theirs.shape:
             wrong.append(f"'{key}' is {list(theirs.shape)} in the file, {list(mine.shape)} in the model")
         elif mine.is_floating_point() != theirs.is_floating_point():
             wrong.append(f"'{key}' is {theirs.dtype} in the file, {mine.dtype} in the model")
+    wrong += [f"'{key}' is missing in the file" for key in sorted(keys - given.keys())]
+    wrong += [f"the model has no '{key}'" for key in sorted(given.keys() - keys)]
     owners: dict[int, str] = {}
     for key in sorted(keys & given.keys()):
         first = owners.setdefault(id(named[key]), key)
