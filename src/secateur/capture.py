@@ -254,9 +254,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         location = _location(sys._getframe(1))
         self.attempted = (self.stack[-1], location)
         args, kwargs = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
-        out = func(*args, **kwargs)
         seen, seen_kwargs = pytree.tree_map_only(Tensor, self._lookup, (args, kwargs))
+        out = func(*args, **kwargs)
         outs = out if isinstance(out, tuple | list) else (out,)
+        if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
+            for t in outs:
+                self.values[t] = self._value(t, "op")
         values = tuple(self._lookup(t) if isinstance(t, Tensor) else None for t in outs)
         self.ops.append(Op(len(self.ops), func, tuple(seen), seen_kwargs, values, self.stack[-1], location))
         if self.watch is not None:

@@ -350,6 +350,11 @@ def settle_ties(solution: Solution) -> None:
         solution.ties = pairs
 
 
+def _is_linear(dim: Dim) -> bool:
+    """True for a leaf, or segments of leaves, whose count is a multiple of one width."""
+    return isinstance(dim, Leaf) or (isinstance(dim, Cat) and all(isinstance(p, Leaf) for p in dim.parts))
+
+
 def _tie(a: Dim, b: Dim, why: str, pairs: list[tuple[Dim, Dim, str]]) -> bool:
     """Append the ties of leaves that make two dims keep equal counts; tell whether anything was frozen."""
     a, b = find(a), find(b)
@@ -363,6 +368,9 @@ def _tie(a: Dim, b: Dim, why: str, pairs: list[tuple[Dim, Dim, str]]) -> bool:
         if a.frozen is None:
             pairs.append((a, b, why))
         return False
+    one, two = set(leaves(a)), set(leaves(b))
+    if len(one) == len(two) == 1 and a.size == b.size and _is_linear(a) and _is_linear(b):
+        return _tie(one.pop(), two.pop(), why, pairs)  # k * |x| = m * |y|: the same fraction of both
     for kind in (Cat, Prod):
         if isinstance(a, kind) and isinstance(b, kind):
             xs, ys = (d.parts if isinstance(d, Cat) else d.factors for d in (a, b))

@@ -173,7 +173,8 @@ def attention_cpu(
     attn_mask: Axes | None = None,
     scale: float | None = None,
 ) -> None:
-    """`attention`, as the CPU kernel takes its arguments"""
+    """`attention` in one pass, which takes values as wide as keys, as the CPU kernel takes its arguments"""
+    op.tie([q[3], v[3]])
     attention(op, q, k, v, attn_mask, scale)
 
 
@@ -182,7 +183,8 @@ def attention_cpu(
     aten._scaled_dot_product_flash_attention.quantized,
 )
 def attention_flash(op: Node, q: Axes, k: Axes, v: Axes, *args: Any, scale: float | None = None, **kwargs: Any) -> None:
-    """`attention` without a mask"""
+    """`attention` in one pass, without a mask"""
+    op.tie([q[3], v[3]])
     attention(op, q, k, v, None, scale)
 
 

@@ -53,7 +53,7 @@ def index_select(op: Node, x: Axes, dim: int, indices: Axes) -> None:
     op.out(*dims)
 
 
-@OP_RULES.register(aten.gather.default, aten.take_along_dim.default)
+@OP_RULES.register(aten.gather.default)
 def gather(op: Node, x: Axes, dim: int, indices: Axes, **kwargs: Any) -> None:
     """out[i, j] = x[i, index[i, j]]"""
     for axis, (a, b) in enumerate(zip(x, indices, strict=True)):

@@ -60,13 +60,13 @@ def permute(op: Node, x: Axes, dims: list[int]) -> None:
     op.out(*(x[d] for d in dims))
 
 
-@OP_RULES.register(aten.t.default, aten.numpy_T.default)
+@OP_RULES.register(aten.t.default, aten.t_.default, aten.numpy_T.default)
 def t(op: Node, x: Axes) -> None:
     """out[j, i] = x[i, j]"""
     op.out(*reversed(x.dims))
 
 
-@OP_RULES.register(aten.transpose.int, aten.swapaxes.default)
+@OP_RULES.register(aten.transpose.int, aten.transpose_.default, aten.swapaxes.default)
 def transpose(op: Node, x: Axes, dim0: int, dim1: int) -> None:
     """out[…, j, …, i, …] = x[…, i, …, j, …]"""
     dims = list(x)
@@ -82,7 +82,14 @@ def unsqueeze(op: Node, x: Axes, dim: int) -> None:
     op.out(*dims)
 
 
-@OP_RULES.register(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze_.dim)
+@OP_RULES.register(
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze_.default,
+    aten.squeeze_.dim,
+    aten.squeeze_.dims,
+)
 def squeeze(op: Node, x: Axes, dim: Any = None) -> None:
     """out[…] = x[…, 0, …]"""
     at = range(len(x)) if dim is None else [d % len(x) for d in ([dim] if isinstance(dim, int) else dim)]
