@@ -77,7 +77,7 @@ class Recipe:
     prune: PruneConfig = field(default_factory=PruneConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     finetune: TrainConfig | None = FINETUNE
-    measure: MeasureConfig = field(default_factory=lambda: MeasureConfig(batch_size=64))
+    measure: MeasureConfig = field(default_factory=lambda: MeasureConfig(batch_size=64, n_threads=1))
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:

@@ -45,6 +45,7 @@ class MeasureConfig:
     batch_size: int = 1  # samples per forward
     repeats: int = 50  # timed forwards; fewer where that would take more than `max_seconds`
     max_seconds: float = 5.0  # per pair of models, about
+    n_threads: int | None = None  # CPU threads; None leaves them as they are
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.repeats < 1 or not self.max_seconds > 0:

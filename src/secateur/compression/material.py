@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
-from secateur.capture import Inputs, tensors_in
 from secateur.compression.config import SplitConfig
 from secateur.data.arrays import ArrayDataset, DataSplits
 from secateur.data.batches import labels_of, length
 from secateur.errors import ConfigError, DataError, GroupError
+from secateur.tensors import Inputs, tensors_in
 
 
 @dataclass(frozen=True, kw_only=True)

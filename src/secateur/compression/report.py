@@ -30,7 +30,10 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressReport:
-    """Before, between and after, and how it came about. `to_dict` is JSON."""
+    """Before, between and after, and how it came about. `to_dict` is JSON.
+
+    Dense and small models are timed in turn, once: pruned and fine-tuned are one network with other weights.
+    """
 
     dense: Measured
     pruned: Measured

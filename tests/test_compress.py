@@ -1,0 +1,174 @@
+"""The main job: forms of data, what is measured on what, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import secateur
+from secateur import Budget, CompressConfig, PruneConfig, compress
+from secateur.compression import MeasureConfig, SplitConfig
+from secateur.data import ArrayDataset, DataSplits
+from secateur.errors import CaptureError, ConfigError, DataError, GroupError, PlanError
+from secateur.measure import evaluate, size_bytes
+from secateur.train import TrainConfig
+
+BUDGET = Budget(macs=0.5)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small kernels on several threads of several workers mostly wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+QUICK = CompressConfig(finetune=TrainConfig(epochs=2, num_threads=1), measure=MeasureConfig(repeats=3, max_seconds=0.2))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def samples(n: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(1))
+    return x, x[:, :3].argmax(1)
+
+
+class Named(nn.Module):
+    """Takes keyword inputs, as Hugging Face's models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.body(features)}
+
+
+X, Y = samples()
+PAIRS = [(X[i : i + 20], Y[i : i + 20]) for i in range(0, 60, 20)]
+LABELLED = {
+    "dataset": TensorDataset(X, Y),
+    "array dataset": ArrayDataset(X, Y),
+    "loader": DataLoader(TensorDataset(X, Y), batch_size=8),
+    "loader with a collate function": DataLoader(
+        TensorDataset(X, Y), batch_size=20, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows, strict=True)))
+    ),
+    "batches": PAIRS,
+    "generator": (pair for pair in PAIRS),
+    "splits": DataSplits(
+        ArrayDataset(X[:40], Y[:40]), ArrayDataset(X[40:50], Y[40:50]), ArrayDataset(X[50:], Y[50:]), ("a", "b", "c")
+    ),
+}
+UNLABELLED = {"tensor": X, "batches": [x for x, _ in PAIRS], "loader": DataLoader(TensorDataset(X), batch_size=8)}
+
+
+@pytest.mark.parametrize("form", LABELLED)
+def test_labelled_data_is_fine_tuned_and_evaluated(form):
+    done = compress(net(), LABELLED[form], budget=BUDGET, config=QUICK, progress=False)
+    assert done.report.finetuned.macs == done.report.pruned.macs <= 0.5 * done.report.dense.macs
+    assert 0 <= done.report.finetuned.accuracy <= 1
+    assert sum(done.report.n_samples.values()) == 60
+    assert not done.model.training
+
+
+@pytest.mark.parametrize("form", UNLABELLED)
+def test_unlabelled_data_gives_a_proof_and_no_accuracy(form):
+    done = compress(net(), UNLABELLED[form], budget=BUDGET, config=QUICK)
+    assert done.report.finetuned is None
+    assert done.report.dense.accuracy is None
+    assert done.report.max_difference < 1e-5
+    assert "verified" in str(done.report)
+
+
+def test_keyword_inputs():
+    batch = [{"features": x, "labels": y} for x, y in PAIRS]
+    done = compress(Named(), batch, budget=BUDGET, config=QUICK, progress=False)
+    assert done.report.finetuned.accuracy is not None
+    assert done.model(features=X)["logits"].shape == (60, 3)
+
+
+def test_the_report_is_what_can_be_measured_again():
+    splits, dense = LABELLED["splits"], net()
+    before = {key: t.clone() for key, t in dense.state_dict().items()}
+    done = compress(dense, splits, budget=BUDGET, config=QUICK, progress=False)
+    assert all(torch.equal(before[key], t) for key, t in dense.state_dict().items())
+    found = evaluate(done.model, splits.test)
+    report = done.report
+    assert (report.finetuned.accuracy, report.finetuned.f1) == (found.accuracy, found.f1)
+    assert report.dense.accuracy == evaluate(dense, splits.test).accuracy
+    assert report.finetuned.size_bytes == size_bytes(done.model)
+    assert report.finetuned.params == sum(p.numel() for p in done.model.parameters())
+    assert report.pruned.macs == secateur.trace(done.model, X[:1]).cost().macs
+    assert json.loads(json.dumps(report.to_dict()))["dense"]["macs"] == report.dense.macs
+    assert report.finetuned.latency_p25_ms <= report.finetuned.latency_ms <= report.finetuned.latency_p75_ms
+
+
+def test_the_test_split_decides_nothing():
+    splits = LABELLED["splits"]
+    shuffled = DataSplits(splits.train, splits.val, ArrayDataset(X[50:].flip(0) * 9, Y[50:]), splits.classes)
+    a, b = (compress(net(), s, budget=BUDGET, config=QUICK, progress=False) for s in (splits, shuffled))
+    assert a.plan == b.plan
+    assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+
+
+def test_the_same_seeds_give_the_same_model_and_other_ones_another_cut():
+    a, b = (compress(net(), X, labels=Y, budget=BUDGET, config=QUICK, progress=False) for _ in range(2))
+    assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+    other = CompressConfig(finetune=QUICK.finetune, measure=QUICK.measure, split=SplitConfig(seed=1))
+    c = compress(net(), X, labels=Y, budget=BUDGET, config=other, progress=False)
+    assert not all(torch.equal(p, q) for p, q in zip(a.model.parameters(), c.model.parameters(), strict=True))
+
+
+def test_a_criterion_with_gradients_and_a_loss_of_ones_own():
+    config = CompressConfig(prune=PruneConfig(criterion="taylor"), finetune=QUICK.finetune, measure=QUICK.measure)
+    y = X.sum(1, keepdim=True).repeat(1, 3)  # a regression: no classes, so no accuracy
+    done = compress(net(), X, labels=y, budget=BUDGET, config=config, loss=nn.functional.mse_loss, progress=False)
+    assert done.plan.config["criterion"]["name"] == "taylor"
+    assert done.report.finetuned is not None
+    assert done.report.finetuned.accuracy is None
+
+
+def with_nan() -> nn.Module:
+    model = net()
+    model[2].weight.data[0, 0] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "labels", "error", "message"),
+    [
+        (net, X[:0], None, DataError, r"shape \(0, 4\), without samples"),
+        (net, [], None, DataError, "no batches"),
+        (net, TensorDataset(X[:0], Y[:0]), None, DataError, "no samples"),
+        (net, X, Y[:5], DataError, "do not fit"),
+        (net, X[:2], Y[:2], DataError, "too few"),
+        (net, X * float("nan"), None, DataError, "first sample holds NaN"),
+        (net, 3, None, DataError, "data is a int"),
+        (net, ["a"], None, DataError, "A batch is a str"),
+        (net, [X[:3], X[:3, :2]], None, DataError, "can't be put together"),
+        (net, PAIRS, Y, ConfigError, "labels go with a tensor"),
+        (net, X[:, :3], None, CaptureError, r"failed in '0'.*\[1, 3\]"),
+        (net, X, Y + 5, DataError, "Labels run from 5"),
+        (with_nan, X, None, GroupError, r"NaN or Inf in '2\.weight'"),
+        (nn.ReLU, X, None, CaptureError, "has no parameters"),
+        (lambda: nn.Linear(4, 3), X, None, PlanError, "Nothing in this model can be pruned"),
+    ],
+)
+def test_what_is_refused(model, data, labels, error, message):
+    with pytest.raises(error, match=message):
+        compress(model(), data, labels=labels, budget=BUDGET, config=QUICK, progress=False)
+
+
+def test_an_empty_budget_is_refused():
+    with pytest.raises(ConfigError, match="An empty budget"):
+        compress(net(), X, budget=Budget())
