@@ -34,8 +34,8 @@ class Call:
         values = [Value(i, tuple(t.shape), t.dtype, "input") for i, t in enumerate(self.tensors)]
         self.outputs = self.run(self.args, self.kwargs)
         made = [Value(len(values) + i, tuple(t.shape), t.dtype, "op") for i, t in enumerate(self.outputs)]
-        if case.op._schema.name.endswith("_") or case.op._schema.is_mutable:  # writes into its first argument
-            made = [values[0], *made[1:]] if case.op._schema.name.endswith("_") else made
+        if case.op._schema.name.endswith("_") and made[0].shape == values[0].shape:
+            made[0] = values[0]  # written in place; where the shape changes too, capture makes a new value
         args, kwargs = self.fill(values)
         self.op = Op(0, case.op, args, kwargs, tuple(made), "module", "file.py:1")
         self.made = made

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import Budget, Global, Graph, Plan, PruneConfig, Uniform, VerifyReport
-from secateur.capture import as_call, tensors_in
 from secateur.errors import PlanError
+from secateur.tensors import as_call, tensors_in
 
 from .networks import Network, Program, build, programs
 

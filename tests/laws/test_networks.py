@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 import secateur
 from secateur import Plan, surgery
-from secateur.capture import named_tensors
 from secateur.dims.groups import Group
+from secateur.tensors import named_tensors
 
 from .networks import build
 from .pruned import Case, Pristine, Pruned, cases, largest_difference, prune, run, zeroed
