@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CaptureError
 from secateur.frameworks.huggingface import traceable_experts
-
-Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+from secateur.tensors import Inputs, as_call, fake, fake_copy, named_tensors, on_device, tensors_in
 
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
@@ -125,7 +123,14 @@ class Watcher(Protocol):
         """Called with the tensors of the model's output."""
 
 
-def capture(model: nn.Module, inputs: Inputs, *, is_fake: bool = True, watch: Watcher | None = None) -> Trace:
+def capture(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    is_fake: bool = True,
+    fake_mode: FakeTensorMode | None = None,
+    watch: Watcher | None = None,
+) -> Trace:
     """Run `model` once on fake tensors, in eval mode and without gradients, and record every ATen operator.
 
     Args:
@@ -133,6 +138,7 @@ def capture(model: nn.Module, inputs: Inputs, *, is_fake: bool = True, watch: Wa
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
             Only shapes and dtypes are used; tensors on the meta device will do.
         is_fake: False runs on the real tensors, and computes.
+        fake_mode: given where the model's tensors are fake ones of this mode already.
         watch: is told of each operator and of the result.
     Returns:
         The record. The model is left as it was found, training flags included; on fake tensors nothing is allocated.
@@ -144,7 +150,10 @@ def capture(model: nn.Module, inputs: Inputs, *, is_fake: bool = True, watch: Wa
             f"{type(model).__name__} has no parameters, so there is nothing to make smaller."
             " Pass the module that holds them."
         )
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if is_fake else None
+    if is_fake and fake_mode is None:
+        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        if any(p.is_meta for p in model.parameters()):  # torch's own checks compare devices
+            model = fake_copy(model, fake_mode)
     recorder = _Recorder(fake_mode, named_tensors(model), watch)
     args, kwargs = as_call(inputs) if is_fake else on_device(model, inputs)
     with plain_forward(model), _module_stack(model, recorder.stack), fake_mode or contextlib.nullcontext():
@@ -162,55 +171,6 @@ def capture(model: nn.Module, inputs: Inputs, *, is_fake: bool = True, watch: Wa
     if watch is not None:
         watch.result(tensors_in(result))
     return recorder.trace(result)
-
-
-def on_device(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, moved to where the model's first parameter is."""
-    device = next(model.parameters()).device
-    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
-        Tensor, lambda t: t.to(device), as_call(inputs)
-    )
-    return moved
-
-
-def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Turn the three forms of `inputs` into positional and keyword arguments.
-
-    >>> as_call((1, 2))
-    ((1, 2), {})
-    """
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    return (inputs,), {}
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor inside lists, tuples, dicts, dataclasses and objects such as Hugging Face's `ModelOutput`."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for v in value.values() for t in tensors_in(v)]
-    if isinstance(value, Sequence | set) and not isinstance(value, str):
-        return [t for v in value for t in tensors_in(v)]
-    if hasattr(value, "__dict__"):
-        return [t for v in vars(value).values() if v is not value for t in tensors_in(v)]
-    return []
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers and plain tensor attributes by fqn, a tied tensor under each of its names.
-
-    A plain attribute (`self.scale = torch.ones(8)`) is not in the state dict, but it must shrink with the rest.
-    """
-    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    found.update(model.named_buffers(remove_duplicate=False))
-    for fqn, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                found.setdefault(f"{fqn}.{name}" if fqn else name, value)
-    return found
 
 
 def _shape(outputs: tuple[Value | None, ...]) -> tuple[int, ...] | None:
@@ -268,10 +228,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def add_input(self, tensor: Tensor) -> Tensor:
         """Register an input of the model and return its fake twin."""
-        fake = self._fake_of(tensor)
-        self.values[fake] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
+        twin = self._fake_of(tensor)
+        self.values[twin] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
         self.inputs.append(value)
-        return fake
+        return twin
 
     def trace(self, result: Any = ()) -> Trace:
         outputs = [self.values[t] for t in tensors_in(result) if t in self.values]
@@ -287,25 +247,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(tensor, FakeTensor) or self.fake_mode is None:
             return tensor
         self.alive.append(tensor)
-        if tensor.layout is torch.strided and tensor.device.type in ("meta", "cpu"):
-            # What `from_tensor` gives for a plain tensor, in a fifth of the time. Meta counts as CPU: code that makes
-            # tensors names no device, and all of it must agree.
-            with no_dispatch():
-                shell = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            fake = FakeTensor(self.fake_mode, shell, torch.device("cpu"))
-        else:
-            fake = self.fake_mode.from_tensor(tensor.detach(), static_shapes=True)
-        self.fakes[id(tensor)] = fake
-        return fake
+        self.fakes[id(tensor)] = twin = fake(tensor, self.fake_mode)
+        return twin
 
     def _fake(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, FakeTensor) or tensor in self.values:
+        if tensor in self.values or (isinstance(tensor, FakeTensor) and id(tensor) not in self.names):
             return tensor
-        if (fake := self.fakes.get(id(tensor))) is None:
-            fake = self._fake_of(tensor)
+        if (twin := self.fakes.get(id(tensor))) is None:
+            twin = self._fake_of(tensor)
             key = self.names.get(id(tensor), "")
-            self.values[fake] = self.tensors[key] if key else self._value(tensor, "constant")
-        return fake
+            self.values[twin] = self.tensors[key] if key else self._value(tensor, "constant")
+        return twin
 
     def _lookup(self, tensor: Tensor) -> Value:
         if tensor not in self.values:
@@ -338,12 +290,30 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        with torch.no_grad(), traceable_experts(model):
+        with torch.no_grad(), traceable_experts(model), _plain_rnn(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in flags:
             module.training = training
+
+
+def _plain_rnn(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """oneDNN runs a whole recurrent layer as one opaque operator; without it the layer is matrix products and gates."""
+    if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        return _without_onednn()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    # Not `torch.backends.mkldnn.flags`, which also sets what warns on machines without an Intel GPU.
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @contextlib.contextmanager

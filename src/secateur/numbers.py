@@ -31,6 +31,9 @@ _BY_TENSOR: tuple[tuple[type[nn.Module], dict[str, tuple[str, int]]], ...] = (
     (nn.RMSNorm, {"normalized_shape[0]": ("weight", 0), "normalized_shape[1]": ("weight", 1)}),
     (nn.GroupNorm, {"num_channels": ("weight", 0)}),
     (nn.PReLU, {"num_parameters": ("weight", 0)}),
+    (nn.RNNBase, {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}),
+    (nn.RNNBase, {"proj_size": ("weight_hr_l0", 0)}),
+    (nn.RNNCellBase, {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)}),
     (nn.Bilinear, {"in1_features": ("weight", 1), "in2_features": ("weight", 2), "out_features": ("weight", 0)}),
 )
 _BY_ARGUMENT: dict[Any, tuple[tuple[str, int], ...]] = {  # operator -> numbers of its module, by argument

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocate import Allocation, AllocationMethod, Budget, Space, Uniform, allocate, make_method
-from secateur.capture import Inputs
 from secateur.criteria import (
     L2,
     Context,
@@ -31,6 +30,7 @@ from secateur.numbers import Binding
 from secateur.plans import AttributeChange, GroupKeep, Plan, expression
 from secateur.repair import Repairer, repair
 from secateur.specs import to_spec
+from secateur.tensors import Inputs
 
 Loss = Callable[[Any, Tensor], Tensor]
 

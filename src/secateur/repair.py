@@ -1,6 +1,6 @@
 """Repair: find the numbers in the user's own modules that must change with a width, before any weight is touched.
 
-Parameters of probing widths are put into a skeleton of the model on the meta device and its forward is captured again.
+Parameters of probing widths are put into a skeleton of the model on fake tensors and its forward is captured again.
 The first operator whose shape or argument is not the predicted one names a module, a source line and an axis. A number
 there that equals the old size is bound to the axis; a size that the code computes from two others (`C // num_heads`)
 becomes an equation between their counts; what nothing explains is frozen, with the line as the reason. Each turn costs
@@ -16,15 +16,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from secateur.capture import ForwardFailed, Inputs, Op, Trace, Value, capture, named_tensors
+from secateur.capture import ForwardFailed, Op, Trace, Value, capture
 from secateur.dims.algebra import Dim, Leaf, count, find, leaves
 from secateur.graph import Graph
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at, parts_of
-from secateur.surgery import set_number, skeleton
+from secateur.surgery import set_number
+from secateur.tensors import Inputs, fake_copy
 from secateur.verification import compare
 
 _FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
@@ -103,18 +104,18 @@ class Repairer:
             value.key: tuple(count(d, counts) for d in solution.axes(value))
             for value in solution.trace.tensors.values()
         }
-        originals = named_tensors(self.model)
-        tensors = {
-            value.key: _meta(shapes[value.key], originals[value.key])
+        changed = {
+            value.key: shapes[value.key]
             for value in solution.trace.tensors.values()
             if shapes[value.key] != value.shape
         }
-        bones = skeleton(self.model, tensors)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        bones = fake_copy(self.model, mode, changed)
         for b in bindings:
             if (n := count(b.dim, counts)) != b.dim.size:
                 set_number(bones, b.fqn, b.path, n)
         try:
-            return self._judge(capture(bones, self.inputs), None, counts)
+            return self._judge(capture(bones, self.inputs, fake_mode=mode), None, counts)
         except ForwardFailed as error:
             return self._judge(error.trace, error, counts)
 
@@ -375,12 +376,6 @@ def probing_counts(graph: Graph) -> dict[Leaf, int]:
         n = max(1, int(step * next(fractions)))
         counts.update({leaf: leaf.size // step * n for leaf in tied})
     return counts
-
-
-def _meta(shape: tuple[int, ...], original: Tensor) -> Tensor:
-    """A meta tensor in place of another. It wants gradients as that one does: torch picks its kernels by that."""
-    data = torch.empty(shape, dtype=original.dtype, device="meta")
-    return nn.Parameter(data, original.requires_grad) if isinstance(original, nn.Parameter) else data
 
 
 def _first_line(error: Exception) -> str:

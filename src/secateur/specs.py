@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.capture import Inputs
 from secateur.errors import PlanError
+from secateur.tensors import Inputs
 
 
 def to_spec(inputs: Inputs | Any) -> Any:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.capture import Inputs, named_tensors
 from secateur.errors import PlanError, VerifyError
 from secateur.plans import AttributeChange, Plan
+from secateur.tensors import Inputs, copy_around, distinct, like, named_tensors
 from secateur.verification import verify as run_verify
 
 
@@ -57,7 +56,7 @@ def apply_(
     small = named_tensors(apply(model, plan, inputs=inputs, verify=verify))
     undo: list[Callable[[], None]] = []
     try:
-        for key, tensor in _distinct(named_tensors(model)).items():
+        for key, tensor in distinct(named_tensors(model)).items():
             if key in plan.tensors:
                 grad = tensor.grad
                 undo.append(_restore(tensor, tensor.data, grad))
@@ -74,18 +73,6 @@ def apply_(
         for step in reversed(undo):
             step()
         raise
-
-
-def skeleton(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Copy a model's structure around other tensors: module objects are copied, the given tensors put in their places.
-
-    Tensors that are not given are put on the meta device, so that nothing is allocated.
-    """
-    new = {
-        key: tensors[key] if key in tensors else _like(tensor, torch.empty_like(tensor, device="meta"))
-        for key, tensor in _distinct(named_tensors(model)).items()
-    }
-    return _copy_around(model, new)
 
 
 def get_number(model: nn.Module, fqn: str, path: str) -> Any:
@@ -131,35 +118,17 @@ def _resolve(model: nn.Module, fqn: str, path: str) -> tuple[Any, str | int]:
     return holder, parts[-1]
 
 
-def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor once, under its first key."""
-    seen: set[int] = set()
-    return {key: t for key, t in tensors.items() if not (id(t) in seen or seen.add(id(t)))}  # type: ignore[func-returns-value]
-
-
 def _cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
-    tensors = _distinct(named_tensors(model))
+    tensors = distinct(named_tensors(model))
     check_fits(model, plan)
     new = {
-        key: _like(t, _cut(t.detach(), plan.keep(key)) if key in plan.tensors else t.detach().clone())
+        key: like(t, _cut(t.detach(), plan.keep(key)) if key in plan.tensors else t.detach().clone())
         for key, t in tensors.items()
     }
-    small = _copy_around(model, new)
+    small = copy_around(model, new)
     for change in plan.attributes:
         set_number(small, change.fqn, change.path, change.new)
     return small
-
-
-def _copy_around(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Deep copy, but with these tensors in place of the model's: the copy's memo already knows them."""
-    memo: dict[int, Any] = {id(t): tensors[key] for key, t in _distinct(named_tensors(model)).items()}
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise PlanError(
-            f"{type(model).__name__} can't be copied: {type(error).__name__}: {error}."
-            " Remove what can't be deep-copied (open files, locks, compiled graphs) and attach it again afterwards."
-        ) from error
 
 
 def check_fits(model: nn.Module, plan: Plan) -> None:
@@ -187,13 +156,6 @@ def _cut(tensor: Tensor, keep: list[Tensor | None]) -> Tensor:
     return out.clone() if out is tensor else out
 
 
-def _like(old: Tensor, data: Tensor) -> Tensor:
-    """Data in the wrapping of the tensor that it replaces."""
-    if isinstance(old, nn.Parameter):
-        return nn.Parameter(data, requires_grad=old.requires_grad)
-    return data.requires_grad_(old.requires_grad and old.is_leaf)
-
-
 def _restore(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], None]:
     def undo() -> None:
         tensor.grad = None
@@ -207,7 +169,7 @@ def _cut_states(
     model: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer
 ) -> list[tuple[dict[str, Any], str, Tensor]]:
     """New values for optimizer state, computed before anything is touched: (state, name, sliced tensor)."""
-    keys = {id(t): key for key, t in _distinct(named_tensors(model)).items()}
+    keys = {id(t): key for key, t in distinct(named_tensors(model)).items()}
     changes = []
     for parameter, state in optimizer.state.items():
         key = keys.get(id(parameter), "")
@@ -226,4 +188,4 @@ def _cut_states(
     return changes
 
 
-__all__ = ["AttributeChange", "apply", "apply_", "check_fits", "get_number", "set_number", "skeleton"]
+__all__ = ["AttributeChange", "apply", "apply_", "check_fits", "get_number", "set_number"]

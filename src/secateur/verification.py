@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.capture import Inputs, Op, Trace, as_call, capture, tensors_in
+from secateur.capture import Op, Trace, capture
 from secateur.dims.algebra import Dim, Leaf, count, kept, leaves
 from secateur.dims.solve import Position
 from secateur.errors import CaptureError, PlanError
@@ -22,6 +22,7 @@ from secateur.graph import Graph, trace
 from secateur.law import Law, Sampler, run
 from secateur.plans import Plan
 from secateur.specs import from_spec
+from secateur.tensors import Inputs, as_call, tensors_in
 
 aten = torch.ops.aten
 
@@ -88,7 +89,7 @@ def verify(
         # Real runs are recorded as they are: code may take another path on fake tensors.
         graph = trace(model, inputs, is_fake=on_meta)
         keep = leaf_keep(graph, plan)
-        after = capture(small, inputs, is_fake=on_meta, watch=sampler)
+        after = capture(small, inputs, is_fake=on_meta, watch=None if on_meta else sampler)
     except (PlanError, CaptureError) as error:
         return VerifyReport(problems=(str(error),))
     counts = {leaf: len(index) for leaf, index in keep.items()}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from secateur.capture import named_tensors
 from secateur.errors import ConfigError, GroupError
 from secateur.registry import Registry
+from secateur.tensors import named_tensors
 
 if TYPE_CHECKING:
     from secateur.dims.groups import Group, Member

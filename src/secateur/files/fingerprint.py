@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateur.capture import as_call, plain_forward, tensors_in
+from secateur.capture import plain_forward
 from secateur.errors import FileError
 from secateur.measure.modes import device_of
 from secateur.specs import from_spec
+from secateur.tensors import as_call, tensors_in
 
 TOLERANCES = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
 """Largest difference, relative to the largest value, that other hardware or another torch may cause, by dtype."""

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from secateur._version import __version__
-from secateur.capture import Inputs, named_tensors
 from secateur.errors import FileError, SecateurError
 from secateur.files.atomic import new_folder
 from secateur.files.fingerprint import Fingerprint, cast_spec, check_spec, take_fingerprint
@@ -22,6 +21,7 @@ from secateur.plans import Plan
 from secateur.sources import build_model
 from secateur.specs import to_spec
 from secateur.surgery import apply
+from secateur.tensors import Inputs, named_tensors
 
 
 def save(

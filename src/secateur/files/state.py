@@ -9,9 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from secateur.capture import named_tensors
 from secateur.errors import FileError
-from secateur.surgery import skeleton
+from secateur.tensors import copy_around, named_tensors
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def fill(small: nn.Module, state: State, origin: str) -> nn.Module:
         )
     new = {key: _wrapped(named[key], given[key]) for key in keys}
     new |= {key: t.to(_dtype(state.constants[key])) for key, t in outside.items()}
-    return skeleton(small, new)
+    return copy_around(small, new)
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:

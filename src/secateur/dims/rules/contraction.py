@@ -57,7 +57,7 @@ def mv(op: Node, a: Axes, b: Axes) -> None:
     op.out(a[0])
 
 
-@OP_RULES.register(aten.dot.default)
+@OP_RULES.register(aten.dot.default, aten.vdot.default)
 def dot(op: Node, a: Axes, b: Axes) -> None:
     """out = sum_k a[k] * b[k]"""
     op.contract(a, 0, b, 0)

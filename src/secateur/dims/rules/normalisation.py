@@ -128,6 +128,24 @@ def group_norm(
         op.out(x[0], groups)
 
 
+def _weight_norm_reference(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keep: Keep, dims: dict[int, Dim]
+) -> tuple[Tensor, ...]:
+    v, *rest = args
+    return _across(keep, dims, v, lambda small: target(small, *rest, **kwargs))
+
+
+@OP_RULES.register(aten._weight_norm_interface.default)
+def weight_norm(op: Node, v: Axes, g: Axes, dim: int = 0) -> None:
+    """out[o, i, …] = g[o] * v[o, i, …] / sqrt(sum_{i, …} v[o, i, …]^2)"""
+    op.equate(g[dim], v[dim])
+    others = {axis: d for axis, d in enumerate(v) if axis != dim % len(v)}
+    op.renormalise(list(others.values()), partial(_weight_norm_reference, dims=others))
+    op.role(g, "scale")
+    op.out(*v)
+    op.out(*g)
+
+
 @OP_RULES.register(aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
 def softmax(op: Node, x: Axes, dim: int, *args: Any, **kwargs: Any) -> None:
     """out[…, c] = exp(x[…, c]) / sum_c exp(x[…, c])"""

@@ -180,7 +180,7 @@ def _strided(op: Node, dim: Dim, first: int, step: int, length: int) -> Dim:
     return op.new(length, "strided slice")
 
 
-@OP_RULES.register(aten.split.Tensor)
+@OP_RULES.register(aten.split.Tensor, aten.unsafe_split.Tensor)
 def split_equal(op: Node, x: Axes, size: int, dim: int = 0) -> None:
     """out_k[i] = x[k * size + i]; the code takes equal parts, so that their counts stay equal"""
     sizes = [v.shape[dim] for v in op.op.outputs if v is not None]
@@ -192,7 +192,9 @@ def split_equal(op: Node, x: Axes, size: int, dim: int = 0) -> None:
     _emit(op, x, dim, parts)
 
 
-@OP_RULES.register(aten.split_with_sizes.default, aten.split_with_sizes_copy.default)
+@OP_RULES.register(
+    aten.split_with_sizes.default, aten.split_with_sizes_copy.default, aten.unsafe_split_with_sizes.default
+)
 def split_sizes(op: Node, x: Axes, sizes: list[int], dim: int = 0) -> None:
     """out_k[i] = x[sizes_0 + … + sizes_{k-1} + i]"""
     op.shape_decides()

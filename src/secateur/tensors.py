@@ -1,0 +1,118 @@
+"""The tensors of a model and of its calls: naming them, finding them, and copying a model around other ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
+
+from secateur.errors import PlanError
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Turn the three forms of `inputs` into positional and keyword arguments.
+
+    >>> as_call((1, 2))
+    ((1, 2), {})
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def on_device(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, moved to where the model's first parameter is."""
+    device = next(model.parameters()).device
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        Tensor, lambda t: t.to(device), as_call(inputs)
+    )
+    return moved
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor inside lists, tuples, dicts, dataclasses and objects such as Hugging Face's `ModelOutput`."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for v in value.values() for t in tensors_in(v)]
+    if isinstance(value, Sequence | set) and not isinstance(value, str):
+        return [t for v in value for t in tensors_in(v)]
+    if hasattr(value, "__dict__"):
+        return [t for v in vars(value).values() if v is not value for t in tensors_in(v)]
+    return []
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes by fqn, a tied tensor under each of its names.
+
+    A plain attribute (`self.scale = torch.ones(8)`) is not in the state dict, but it must shrink with the rest.
+    """
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    found.update(model.named_buffers(remove_duplicate=False))
+    for fqn, module in model.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found.setdefault(f"{fqn}.{name}" if fqn else name, value)
+    return found
+
+
+def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor once, under its first key."""
+    first: dict[int, str] = {}
+    for key, tensor in tensors.items():
+        first.setdefault(id(tensor), key)
+    return {key: tensors[key] for key in first.values()}
+
+
+def copy_around(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a model's modules around other tensors, given by first key; ties and lists of parameters stay what they are.
+
+    Raises:
+        PlanError: the model holds something that can't be deep-copied.
+    """
+    memo: dict[int, Any] = {id(t): tensors[key] for key, t in distinct(named_tensors(model)).items()}
+    try:
+        return copy.deepcopy(model, memo)  # the memo says that the tensors are copied already
+    except Exception as error:
+        raise PlanError(
+            f"{type(model).__name__} can't be copied: {type(error).__name__}: {error}."
+            " Remove what can't be deep-copied (open files, locks, compiled graphs) and attach it again afterwards."
+        ) from error
+
+
+def like(old: Tensor, data: Tensor) -> Tensor:
+    """Data in the wrapping of the tensor that it replaces."""
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(data, requires_grad=old.requires_grad)
+    return data.requires_grad_(old.requires_grad and old.is_leaf)
+
+
+def fake(tensor: Tensor, mode: FakeTensorMode, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor's fake twin, of another shape where one is given. Meta counts as CPU: code that makes tensors names no
+    device, and all of it must agree."""
+    if tensor.layout is not torch.strided:
+        return mode.from_tensor(tensor.detach(), static_shapes=True)
+    device = torch.device("cpu") if tensor.is_meta else tensor.device
+    with no_dispatch():
+        if shape is None:
+            shell = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        else:
+            shell = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return FakeTensor(mode, shell, device)
+
+
+def fake_copy(model: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
+    """A model's structure around fake tensors, some of other shapes: a skeleton that runs and costs nothing."""
+    tensors = distinct(named_tensors(model))
+    twins = {key: like(t, fake(t, mode, (shapes or {}).get(key))) for key, t in tensors.items()}
+    return copy_around(model, twins)
