@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import secateur
-from secateur.capture import as_call, named_tensors, tensors_in
 from secateur.errors import FileError
 from secateur.files import open_folder
+from secateur.tensors import as_call, named_tensors, tensors_in
 
 
 def run(model, inputs):
