@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
+import signal
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -43,25 +44,26 @@ _CLOCK = 5  # the machine may be shared: a process may take this many times its 
 
 def in_process(zoo: str, name: str, tool: str, limit_s: float) -> Row:
     """The row of one network; where the process ends early, what it had sent and why it ended."""
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(zoo, name, tool, limit_s, there))
     process.start()
     there.close()
     row: Row = {"zoo": zoo, "model": name, "tool": tool}
     end = time.monotonic() + _CLOCK * limit_s
+    is_late = False
     try:
-        while not row.get("done") and here.poll(max(0.0, end - time.monotonic())):
-            row = here.recv()
+        while not row.get("done") and not is_late:
+            is_late = not here.poll(max(0.0, end - time.monotonic()))
+            row = row if is_late else here.recv()
     except EOFError:
         pass
-    finally:
-        if process.is_alive() and not row.get("done"):
-            process.kill()
-        process.join()
+    if not row.get("done") and process.is_alive():
+        process.kill()
+    process.join()
     if not row.pop("done", False):
-        killed = process.exitcode not in (0, 1)
-        row["error"] = f"more than {limit_s:g} s" if killed else f"the process ended with {process.exitcode}"
+        is_late |= process.exitcode == -signal.SIGXCPU
+        row["error"] = f"more than {limit_s:g} s" if is_late else f"the process ended with {process.exitcode}"
     return {**row, "limit_s": limit_s, "machine": machine("torchvision", "timm", "transformers", *_packages(tool))}
 
 
@@ -134,6 +136,7 @@ def main() -> None:
         names = [name for name in names if name not in rows]
     if args.failed:
         names = [name for name in names if name not in rows or not is_good(rows[name])]
+    mp.get_context("forkserver").set_forkserver_preload(["secateur", "zoo.judge", *load(args.zoo).PRELOAD])
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(in_process, args.zoo, name, args.tool, args.limit_s) for name in names]
         for job in as_completed(jobs):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from secateur.capture import as_call, tensors_in
+from secateur.tensors import as_call, tensors_in
 from zoo import load
 from zoo.tools import TOOLS, Row
 
@@ -106,7 +106,7 @@ def output_layers(model: nn.Module, inputs: Any) -> list[nn.Module]:
             made.setdefault(t.data_ptr(), module)  # the innermost module is heard first
             kept.append(t)
 
-    layers = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+    layers = [m for m in model.modules() if m is not model and next(m.parameters(recurse=False), None) is not None]
     handles = [m.register_forward_hook(note) for m in layers]
     args, kwargs = as_call(inputs)
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+PRELOAD: tuple[str, ...] = ()  # imported once, before the processes are forked
 Case = Callable[[], tuple[nn.Module, Any]]
 _CASES: dict[str, Case] = {}
 

@@ -118,6 +118,7 @@ _IMAGE = {  # smaller images than those that the network was made for: the same 
     "deepseek_vit_412m": 224, "gemma4_vit_167m": 224, "naflexvit_base_patch16_parfac_gap": 224, "qwen3_vit_88m": 224,
     "sam2_hiera_tiny": 448, "csatv2": 256,
 }  # fmt: skip
+PRELOAD: tuple[str, ...] = ("timm",)  # imported once, before the processes are forked
 
 
 def names() -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 _DETECTION = ("rcnn", "ssd", "retinanet", "fcos")
 _VIDEO = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
 _SIZES = {"inception_v3": 299}
+PRELOAD: tuple[str, ...] = ("torchvision",)  # imported once, before the processes are forked
 
 
 def names() -> list[str]:

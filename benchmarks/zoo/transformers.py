@@ -120,6 +120,7 @@ _OTHERS = (
     "PegasusForConditionalGeneration", "WhisperForConditionalGeneration", "Wav2Vec2ForCTC", "HubertForCTC",
     "CLIPModel", "SiglipModel", "DetrForObjectDetection", "SegformerForSemanticSegmentation",
 )  # fmt: skip
+PRELOAD: tuple[str, ...] = ("transformers.modeling_utils",)  # imported once, before the processes are forked
 
 
 def names() -> list[str]:
