@@ -25,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CaptureError
 from secateur.frameworks.huggingface import traceable_experts
+from secateur.shadows import Shadows
 from secateur.tensors import Inputs, as_call, fake, fake_copy, named_tensors, on_device, tensors_in
 
 _TORCH = f"{Path(torch.__file__).parent}/"
@@ -184,6 +185,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.fake_mode = fake_mode
         self.watch = watch
+        self.shadows = Shadows()
         self.stack: list[str] = [""]
         self.ops: list[Op] = []
         self.n_values = 0
@@ -215,7 +217,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.attempted = (self.stack[-1], location)
         args, kwargs = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
         seen, seen_kwargs = pytree.tree_map_only(Tensor, self._lookup, (args, kwargs))
-        out = func(*args, **kwargs)
+        out = self.shadows.answer(func, args) if self.fake_mode else NotImplemented
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
+            if self.fake_mode:
+                self.shadows.follow(func, args, kwargs, out)
         outs = out if isinstance(out, tuple | list) else (out,)
         if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
@@ -231,6 +237,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         twin = self._fake_of(tensor)
         self.values[twin] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
         self.inputs.append(value)
+        self.shadows.set(twin, tensor)
         return twin
 
     def trace(self, result: Any = ()) -> Trace:
@@ -257,6 +264,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             twin = self._fake_of(tensor)
             key = self.names.get(id(tensor), "")
             self.values[twin] = self.tensors[key] if key else self._value(tensor, "constant")
+            if not isinstance(tensor, nn.Parameter):
+                self.shadows.set(twin, tensor)
         return twin
 
     def _lookup(self, tensor: Tensor) -> Value:

@@ -21,6 +21,9 @@ from secateur.tables import text_table
 
 SCHEMA = 1
 
+_WIDEST = 1 << 24
+"""No axis that could be pruned is wider; a hostile file must not make a list that fills memory."""
+
 Expr = int | str | dict[str, Any]
 """An axis in JSON: a fixed size, a group's name, {"cat": [...]}, {"prod": [...]}, or {"of": size, "keep": [...]}."""
 
@@ -134,7 +137,7 @@ class Plan:
         try:
             data = json.loads(text)
             return _from_dict(data)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PlanError(
                 f"This is not a plan of schema {SCHEMA}: {type(error).__name__}: {error}."
                 " Make it with secateur.plan and to_json."
@@ -183,7 +186,7 @@ def from_runs(runs: list[list[int]]) -> tuple[int, ...]:
     """Undo `to_runs`. Raises ValueError where runs are empty, unsorted or overlap."""
     last = 0
     for start, stop in runs:
-        if not last <= start < stop:
+        if not last <= start < stop <= _WIDEST:
             raise ValueError(f"kept indices {runs} are not sorted runs")
         last = stop
     return tuple(i for start, stop in runs for i in range(start, stop))

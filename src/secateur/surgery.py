@@ -15,6 +15,9 @@ from secateur.tensors import Inputs, copy_around, distinct, like, named_tensors
 from secateur.verification import verify as run_verify
 
 
+_PATH = re.compile(r"(?!__)[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)*(\[\d+\])?")
+
+
 def apply(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None, verify: bool = True) -> nn.Module:
     """Return a smaller model that keeps what `plan` keeps. The original is untouched and shares no memory with it.
 
@@ -111,7 +114,12 @@ def _set(holder: Any, name: str | int, value: Any) -> None:
 
 
 def _resolve(model: nn.Module, fqn: str, path: str) -> tuple[Any, str | int]:
-    holder: Any = model.get_submodule(fqn)
+    try:
+        holder: Any = model.get_submodule(fqn)
+    except AttributeError as error:
+        raise PlanError(f"The model has no module '{fqn}'. The plan was made for another architecture.") from error
+    if not _PATH.fullmatch(path):
+        raise PlanError(f"'{path}' is no path of a number, such as `num_heads`, `sizes[1]` or `config.hidden_size`.")
     parts: list[str | int] = [int(i) if i else name for name, i in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
     for part in parts[:-1]:
         holder = holder[part] if isinstance(part, int) else getattr(holder, part)

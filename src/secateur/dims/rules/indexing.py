@@ -15,15 +15,24 @@ aten = torch.ops.aten
 @OP_RULES.register(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index(op: Node, x: Axes, indices: list[Axes | None]) -> None:
     """out[j…, rest] = x[a[j…], b[j…], rest], as NumPy orders advanced indices"""
-    at = [i for i, t in enumerate(indices) if t is not None]
-    for i in at:
-        _look_up(op, x[i], indices[i])
+    at = []
+    axis = 0
+    for t in indices:
+        if t is not None and t.value.dtype == torch.bool:  # a mask stands for as many axes as it has
+            for i in range(axis, axis + len(t)):
+                op.freeze(x[i], "indexed by a mask")
+                at.append(i)
+        elif t is not None:
+            _look_up(op, x[axis], t)
+            at.append(axis)
+        axis += 1 if t is None else max(len(t), 1) if t.value.dtype == torch.bool else 1
     n_rest = len(x) - len(at)
     n_new = len(op.shape) - n_rest
     together = at == list(range(at[0], at[-1] + 1))
     place = at[0] if together else 0
     rest = [d for i, d in enumerate(x) if i not in at]
-    made = [_indexed(op, indices, k - n_new, n) for k, n in enumerate(op.shape[place : place + n_new])]
+    plain = [None if t is None or t.value.dtype == torch.bool else t for t in indices]
+    made = [_indexed(op, plain, k - n_new, n) for k, n in enumerate(op.shape[place : place + n_new])]
     op.out(*rest[:place], *made, *rest[place:])
 
 
