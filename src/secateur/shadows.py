@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
 from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
@@ -32,7 +31,7 @@ class Shadows:
     def set(self, fake: Tensor, value: Tensor) -> None:
         """Give a constant or an input its value."""
         if not value.is_meta and not isinstance(value, FakeTensor) and value.numel() <= _LIMIT:
-            with no_dispatch():
+            with unset_fake_temporarily():
                 self.values[fake] = value.detach().clone()  # code may write into it
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -45,7 +44,7 @@ class Shadows:
         if sum(t.numel() for t in _outputs(out)) > _LIMIT:
             return
         real_args, real_kwargs = pytree.tree_map_only(Tensor, self.values.__getitem__, (args, kwargs))
-        with no_dispatch():
+        with unset_fake_temporarily():
             result = func(*real_args, **real_kwargs)
         for t, value in zip(_outputs(out), _outputs(result), strict=True):
             self.values[t] = value
@@ -70,7 +69,7 @@ class Shadows:
         if counter is None:
             return NotImplemented
         if args[0] in self.values and func is aten.nonzero.default:
-            with no_dispatch():
+            with unset_fake_temporarily():
                 found = self.values[args[0]].nonzero()
             out = args[0].new_empty(tuple(found.shape), dtype=torch.long)
             self.values[out] = found
@@ -86,7 +85,7 @@ class Shadows:
                 continue
             n = mask.numel()
             if mask in self.values:
-                with no_dispatch():
+                with unset_fake_temporarily():
                     n = int(self.values[mask].sum())
             positions += [torch.zeros(n, dtype=torch.long, device=mask.device)] * mask.dim()
         return aten.index.Tensor(x, positions)  # type: ignore[no-any-return]

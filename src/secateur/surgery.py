@@ -14,7 +14,6 @@ from secateur.plans import AttributeChange, Plan
 from secateur.tensors import Inputs, copy_around, distinct, like, named_tensors
 from secateur.verification import verify as run_verify
 
-
 _PATH = re.compile(r"(?!__)[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)*(\[\d+\])?")
 
 
