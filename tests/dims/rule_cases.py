@@ -76,7 +76,7 @@ case(aten.bmm.default, T(3, 4, 6), T(3, 6, 5))
 case(aten.baddbmm.default, T(3, 4, 5), T(3, 4, 6), T(3, 6, 5))
 case(aten.baddbmm.default, T(3, 1, 5), T(3, 4, 6), T(3, 6, 5))
 case(aten.mv.default, T(4, 6), T(6))
-case(aten.dot.default, T(6), T(6))
+each([aten.dot.default, aten.vdot.default], T(6), T(6))
 case(aten.linear.default, T(2, 3, 6), T(5, 6), T(5))
 case(aten.linear.default, T(6), T(5, 6))
 for groups in (1, 2, 6):
@@ -315,11 +315,11 @@ each(
 each([aten.slice.Tensor, aten.slice_copy.Tensor], T(4, 6), 1, -2, 2**63 - 1, resize=lambda a, s: (a[0], 1, -s[0][1]))
 case(aten.slice.Tensor, T(4, 6), 1, 1, 2**63 - 1, 2)
 case(aten.slice.Tensor, T(4, 6), 1, 1, 4, 2)
-case(aten.split.Tensor, T(4, 6), 3, 1)
-case(aten.split.Tensor, T(4, 6), 4, 1)
-case(aten.split.Tensor, T(4, 6), 6, -1)
+each([aten.split.Tensor, aten.unsafe_split.Tensor], T(4, 6), 3, 1)
+each([aten.split.Tensor, aten.unsafe_split.Tensor], T(4, 6), 4, 1)
+each([aten.split.Tensor, aten.unsafe_split.Tensor], T(4, 6), 6, -1)
 each(
-    [aten.split_with_sizes.default, aten.split_with_sizes_copy.default],
+    [aten.split_with_sizes.default, aten.split_with_sizes_copy.default, aten.unsafe_split_with_sizes.default],
     *(T(4, 6), [1, 3, 0, 2], 1),
     resize=lambda a, s: (a[0], [shape[1] for shape in s], 1),
 )

@@ -93,7 +93,7 @@ class Attention(nn.Module):
 class TorchAttention(nn.Module):
     def __init__(self, c: int, w: int, option: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(c, 2, batch_first=True, bias=option % 2 == 0)
+        self.attention = nn.MultiheadAttention(c, math.gcd(c, 2), batch_first=True, bias=option % 2 == 0)
         self.need_weights = option % 3 == 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class Pair(nn.Module):
 
 def _encoder(c: int, w: int, option: int) -> nn.Module:
     return nn.TransformerEncoderLayer(
-        c, 2, dim_feedforward=w, dropout=0.1, batch_first=True, norm_first=option % 2 == 0
+        c, math.gcd(c, 2), dim_feedforward=w, dropout=0.1, batch_first=True, norm_first=option % 2 == 0
     )
 
 

@@ -120,7 +120,7 @@ def has_singletons(dim: Dim) -> bool:
     return any((isinstance(dim, Cat) and p.size == 1) or has_singletons(p) for p in parts)
 
 
-@some(200)
+@some(80)
 @given(pairs(), st.data())
 def test_unified_dims_keep_the_same_indices(pair, data):
     a, b = pair
@@ -135,7 +135,7 @@ def test_unified_dims_keep_the_same_indices(pair, data):
     assert is_normal(find(b))
 
 
-@some(200)
+@some(80)
 @given(pairs())
 def test_dims_that_do_not_align_keep_their_sizes(pair):
     """A failed unification may refine leaves but changes no size, and what it bound still is in normal form."""
@@ -149,7 +149,7 @@ def test_dims_that_do_not_align_keep_their_sizes(pair):
         assert is_normal(find(b))
 
 
-@some(150)
+@some(60)
 @given(pairs())
 def test_unify_is_idempotent(pair):
     a, b = pair
@@ -164,15 +164,15 @@ def test_unify_is_idempotent(pair):
     assert meaning(a) == meaning(b) == first
 
 
-@pytest.mark.xfail(strict=True, raises=AlignError, reason="segments shorter than a row are not gathered into rows")
 def test_unify_is_idempotent_where_segments_became_singletons():
     p = Leaf(2)
     grid, row = prod([p, p]), cat([Leaf(2), Leaf(2)])
     unify(grid, row)
     unify(grid, row)
+    assert meaning(grid) == meaning(row)
 
 
-@some(150)
+@some(60)
 @given(st.data())
 def test_unify_is_symmetric(data):
     """a = b and b = a say the same: the same indices become one."""
@@ -220,7 +220,7 @@ def _pattern(pool: list[Leaf]) -> list[list[tuple[int, ...]]]:
     return [[named(index) for index in meaning(p)] for p in pool]
 
 
-@some(150)
+@some(60)
 @given(dims(), st.data())
 def test_kept_and_count_are_those_of_the_slow_version(dim, data):
     keep = random_keep(data, dim)
@@ -229,7 +229,7 @@ def test_kept_and_count_are_those_of_the_slow_version(dim, data):
     assert torch.equal(kept(dim, {}), torch.arange(dim.size))
 
 
-@some(150)
+@some(60)
 @given(dims(), st.data())
 def test_split_keeps_the_meaning(dim, data):
     assume(dim.size > 1)
@@ -242,7 +242,7 @@ def test_split_keeps_the_meaning(dim, data):
     assert meaning(left) + meaning(right) == meaning(dim) == meaning(cat([left, right]))
 
 
-@some(150)
+@some(60)
 @given(dims(), st.data())
 def test_factor_keeps_the_meaning(dim, data):
     inner_size = data.draw(st.sampled_from([n for n in range(1, dim.size + 1) if dim.size % n == 0]))
@@ -254,7 +254,7 @@ def test_factor_keeps_the_meaning(dim, data):
     assert meaning(prod([outer, inner])) == meaning(dim)
 
 
-@some(150)
+@some(60)
 @given(dims(pool=[Leaf(2), Leaf(3), Leaf(4)]))
 def test_occurrences_are_every_place_of_every_leaf(dim):
     """Views of arange give, for each index of a leaf, exactly the indices of the dim that are made of it."""
@@ -271,7 +271,7 @@ def test_occurrences_are_every_place_of_every_leaf(dim):
     assert {place for index in made_of for place in index} == found.keys()
 
 
-@some(100)
+@some(50)
 @given(dims(depth=1), st.integers(0, 1), st.integers(0, 2))
 def test_a_view_of_any_axis_holds_the_other_axes_last(dim, axis, n_before):
     shape = [2, 3, 4]
@@ -284,7 +284,7 @@ def test_a_view_of_any_axis_holds_the_other_axes_last(dim, axis, n_before):
         assert torch.equal(view, moved[index])
 
 
-@some(150)
+@some(60)
 @given(pairs(), st.booleans())
 def test_freezing_spreads_through_what_is_unified(pair, before):
     a, b = pair
@@ -300,7 +300,7 @@ def test_freezing_spreads_through_what_is_unified(pair, before):
     assert all(leaf.frozen == "first" for d in (a, b) for leaf in leaves(d))
 
 
-@some(100)
+@some(50)
 @given(st.lists(pairs(), min_size=2, max_size=4), st.data())
 def test_equations_stay_true_under_later_ones(equations, data):
     held = []

@@ -138,7 +138,7 @@ LAWS = (
 )
 
 
-@some(40)
+@some(32)
 @given(cases())
 def test_pruned_networks_obey_every_law(case: Case):
     pruned = prune(case)
@@ -146,7 +146,7 @@ def test_pruned_networks_obey_every_law(case: Case):
         law(pruned)
 
 
-@some(15)
+@some(9)
 @given(cases())
 def test_the_same_seed_gives_the_same_plan(case: Case):
     model, inputs = build(case.program)
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_plan(case: Case):
         assert one.to_json() == two.to_json()
 
 
-@some(15)
+@some(9)
 @given(cases())
 def test_a_plan_that_keeps_everything_is_the_identity(case: Case):
     model, inputs = build(case.program)
@@ -175,7 +175,7 @@ def test_a_plan_that_keeps_everything_is_the_identity(case: Case):
         assert all(torch.equal(a, b) for a, b in zip(run(model, inputs), run(small, inputs), strict=True))
 
 
-@some(15)
+@some(9)
 @given(cases(), st.sampled_from(["width", "macs", "params"]))
 def test_a_smaller_budget_costs_no_more(case: Case, name: str):
     model, inputs = build(case.program)
@@ -192,7 +192,7 @@ def test_a_smaller_budget_costs_no_more(case: Case, name: str):
     assert all(c.macs <= costs[0].macs and c.params <= costs[0].params for c in costs)
 
 
-@some(15)
+@some(9)
 @given(cases())
 def test_a_composed_plan_does_what_its_parts_do(case: Case):
     first = prune(case)
@@ -212,7 +212,7 @@ def test_a_composed_plan_does_what_its_parts_do(case: Case):
         assert all(torch.equal(x, y) for x, y in zip(run(twice, first.inputs), run(once, first.inputs), strict=True))
 
 
-@some(20)
+@some(15)
 @given(cases())
 def test_tracing_leaves_no_mark_and_reads_no_values(case: Case):
     """On the meta device, in training mode or not, the groups are the same; the model stays as it is."""
@@ -247,7 +247,7 @@ def _identity(g: Group) -> tuple[object, ...]:
     return g.name, g.kind, g.size, g.members, g.frozen_reason is None, g.normalised_by, g.tied_to
 
 
-@some(20)
+@some(15)
 @given(cases())
 def test_planning_leaves_no_mark(case: Case):
     model, inputs = build(case.program)
@@ -257,7 +257,7 @@ def test_planning_leaves_no_mark(case: Case):
     before.check(model)
 
 
-@some(12)
+@some(10)
 @given(cases(), st.sampled_from(["sgd", "adam", "amsgrad"]))
 def test_in_place_surgery_equals_the_copy_and_takes_the_optimizer_along(case: Case, name: str):
     model, inputs = build(case.program)
@@ -317,7 +317,7 @@ class Interrupted(BaseException):
     """As Ctrl-C: no Exception."""
 
 
-@some(12)
+@some(10)
 @given(cases(), st.integers(0, 12))
 def test_in_place_surgery_is_all_or_nothing(case: Case, after: int):
     """Interrupted at any change, model and optimizer are as they were."""
