@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import machine, write_rows
 from torch import Tensor, nn
 
 import secateur
+from rows import machine, write_rows
 from secateur.data import ArrayDataset
 from secateur.measure import evaluate, latency
 from secateur.models import MODELS
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 FILES = {"cifar_resnet20": "resnet20-12fca82f.th", "cifar_resnet56": "resnet56-4bfd9763.th"}
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from rows import machine, write_rows
 
 MODELS = ("resnet50", "densenet121", "vit_b_16", "swin_t")
@@ -84,7 +85,14 @@ def main() -> None:
         row["machine"] = machine("torchvision", "torch-pruning")
         rows.append(row)
         print(row, flush=True)
-    columns = ("model", "secateur first s", "secateur median s", "torch-pruning first s", "torch-pruning median s", "ratio")
+    columns = (
+        "model",
+        "secateur first s",
+        "secateur median s",
+        "torch-pruning first s",
+        "torch-pruning median s",
+        "ratio",
+    )
     write_rows("trace_speed", rows, columns)
 
 
