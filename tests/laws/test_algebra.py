@@ -210,14 +210,10 @@ def _make(shape, pool: list[Leaf]) -> Dim:
     return (cat if kind == "cat" else prod)(_make(p, pool) for p in parts)
 
 
-def _pattern(pool: list[Leaf]) -> list[list[tuple[int, ...]]]:
-    """Which indices of the leaves have become one, whatever stands for them."""
-    names: dict[tuple[int, int], int] = {}
-
-    def named(index: frozenset[tuple[int, int]]) -> tuple[int, ...]:
-        return tuple(sorted(names.setdefault(i, len(names)) for i in sorted(index)))
-
-    return [[named(index) for index in meaning(p)] for p in pool]
+def _pattern(pool: list[Leaf]) -> list[list[int]]:
+    """How much of what they are made of any two indices of the leaves share, whatever stands for them."""
+    indices = [index for leaf in pool for index in meaning(leaf)]
+    return [[len(x & y) for y in indices] for x in indices]
 
 
 @some(60)
