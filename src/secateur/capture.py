@@ -32,6 +32,8 @@ _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
 SKIPPED = {torch.ops.prim.device.default}
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}
+_EMPTY = {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
+_EMPTY |= {"aten::empty.memory_format"}
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
@@ -44,6 +46,7 @@ class Value:
     dtype: torch.dtype
     source: str  # "parameter" | "buffer" | "attribute" | "input" | "constant" | "op"
     key: str = ""
+    number: float | None = None  # of a constant with one element: code may have computed it from a width
 
     def __repr__(self) -> str:
         return f"%{self.index}{list(self.shape)}"
@@ -67,6 +70,13 @@ class Op:
         return f"{self.target} in '{self.fqn or 'the model'}' ({self.location})"
 
 
+def settle(func: Any, out: Any) -> Any:
+    """Fill what an operator left uninitialised, so that two runs agree on it."""
+    if isinstance(out, Tensor) and func.name() in _EMPTY:
+        out.zero_()
+    return out
+
+
 def is_copy(target: Any, shape_in: tuple[int, ...] | None, shape_out: tuple[int, ...] | None) -> bool:
     """True for an operator that only passes a tensor on. Torch adds and drops these by layout, size and fakeness."""
     return target in _COPIES or (target is torch.ops.aten.expand.default and shape_in == shape_out)
@@ -81,6 +91,12 @@ class Trace:
     outputs: tuple[Value, ...]
     tensors: dict[str, Value]
     tied: dict[str, str] = field(default_factory=dict)  # every further key of a tensor -> its first key
+
+    @cached_property
+    def unread(self) -> tuple[str, ...]:
+        """Keys of the tensors that no operator read, such as those of a head used only in training."""
+        read = {v.index for op in self.ops for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)}
+        return tuple(key for key, value in self.tensors.items() if value.index not in read)
 
     @cached_property
     def essential(self) -> tuple[Op, ...]:
@@ -129,6 +145,7 @@ def capture(
     inputs: Inputs,
     *,
     is_fake: bool = True,
+    is_training: bool = False,
     fake_mode: FakeTensorMode | None = None,
     watch: Watcher | None = None,
 ) -> Trace:
@@ -139,6 +156,7 @@ def capture(
         inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
             Only shapes and dtypes are used; tensors on the meta device will do.
         is_fake: False runs on the real tensors, and computes.
+        is_training: True runs in training mode instead, to see what only training uses.
         fake_mode: given where the model's tensors are fake ones of this mode already.
         watch: is told of each operator and of the result.
     Returns:
@@ -157,7 +175,11 @@ def capture(
             model = fake_copy(model, fake_mode)
     recorder = _Recorder(fake_mode, named_tensors(model), watch)
     args, kwargs = as_call(inputs) if is_fake else on_device(model, inputs)
-    with plain_forward(model), _module_stack(model, recorder.stack), fake_mode or contextlib.nullcontext():
+    with (
+        plain_forward(model, is_training=is_training),
+        _module_stack(model, recorder.stack),
+        fake_mode or contextlib.nullcontext(),
+    ):
         args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
         try:
             with recorder, _quiet():
@@ -219,13 +241,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         seen, seen_kwargs = pytree.tree_map_only(Tensor, self._lookup, (args, kwargs))
         out = self.shadows.answer(func, args) if self.fake_mode else NotImplemented
         if out is NotImplemented:
-            out = func(*args, **kwargs)
+            out = settle(func, func(*args, **kwargs))
             if self.fake_mode:
                 self.shadows.follow(func, args, kwargs, out)
         outs = out if isinstance(out, tuple | list) else (out,)
         if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
                 self.values[t] = self._value(t, "op")
+        if func in _COPIES and isinstance(seen[0], Value) and seen[0].number is not None and out not in self.values:
+            self.values[out] = self._value(out, "op", number=seen[0].number)
         values = tuple(self._lookup(t) if isinstance(t, Tensor) else None for t in outs)
         self.ops.append(Op(len(self.ops), func, tuple(seen), seen_kwargs, values, self.stack[-1], location))
         if self.watch is not None:
@@ -246,9 +270,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs += [self.tensors[self.names[id(t)]] for t in tensors_in(result) if id(t) in self.names]
         return Trace(tuple(self.ops), tuple(self.inputs), tuple(outputs), self.tensors, self.tied)
 
-    def _value(self, tensor: Tensor, source: str, key: str = "") -> Value:
+    def _value(self, tensor: Tensor, source: str, key: str = "", number: float | None = None) -> Value:
         self.n_values += 1
-        return Value(self.n_values - 1, tuple(tensor.shape), tensor.dtype, source, key)
+        return Value(self.n_values - 1, tuple(tensor.shape), tensor.dtype, source, key, number)
+
+    def _constant(self, tensor: Tensor) -> Value:
+        has_number = tensor.numel() == 1 and not tensor.is_meta and not tensor.is_complex()
+        return self._value(tensor, "constant", number=float(tensor) if has_number else None)
 
     def _fake_of(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor) or self.fake_mode is None:
@@ -263,7 +291,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (twin := self.fakes.get(id(tensor))) is None:
             twin = self._fake_of(tensor)
             key = self.names.get(id(tensor), "")
-            self.values[twin] = self.tensors[key] if key else self._value(tensor, "constant")
+            self.values[twin] = self.tensors[key] if key else self._constant(tensor)
             if not isinstance(tensor, nn.Parameter):
                 self.shadows.set(twin, tensor)
         return twin
@@ -289,7 +317,7 @@ def _location(frame: Any) -> str:
 
 
 @contextlib.contextmanager
-def plain_forward(model: nn.Module) -> Iterator[None]:
+def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[None]:
     """Eval mode, no gradients, no fused encoder path inside; afterwards each module's own training flag is back.
 
     `nn.TransformerEncoder`'s fused eval path is one opaque operator; its plain path says the same in ATen.
@@ -297,7 +325,7 @@ def plain_forward(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
+    model.train(is_training)
     try:
         with torch.no_grad(), traceable_experts(model), _plain_rnn(model):
             yield

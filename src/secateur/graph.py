@@ -16,7 +16,7 @@ from secateur.dims.algebra import Leaf
 from secateur.dims.cost import Cost, CostModel
 from secateur.dims.groups import Group, build_groups
 from secateur.dims.solve import Solution, settle_ties, solve
-from secateur.errors import PlanError
+from secateur.errors import CaptureError, PlanError
 from secateur.tables import text_table
 from secateur.tensors import Inputs
 
@@ -104,4 +104,13 @@ def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
     Cost(params=26, macs=20)
     """
     record = capture(model, inputs, is_fake=is_fake)
-    return Graph(record, solve(record))
+    training = _training_record(model, inputs) if is_fake and record.unread else None
+    return Graph(record, solve(record, training))
+
+
+def _training_record(model: nn.Module, inputs: Inputs) -> Trace | None:
+    """The training forward, for parameters that the eval forward does not read; None where it can't be captured."""
+    try:
+        return capture(model, inputs, is_training=True)
+    except CaptureError:
+        return None  # those parameters stay frozen, which the groups say

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.capture import SKIPPED, Op, is_copy, plain_forward
+from secateur.capture import SKIPPED, Op, is_copy, plain_forward, settle
 from secateur.dims.algebra import Dim, Leaf, kept, leaves
 from secateur.dims.solve import Position, Read
 from secateur.graph import Graph
@@ -108,12 +108,14 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
         place, i = self.at, op.index
         self.at += 1
         for position, value in self.scales.get(i, {}).items():
-            args, kwargs = _put(args, kwargs, position, value)
+            old = args[position] if isinstance(position, int) else kwargs[position]
+            new = torch.full_like(old, value) if isinstance(old, Tensor) else value
+            args, kwargs = _put(args, kwargs, position, new)
         for read in self.reads.get(i, ()):
             x = args[read.position] if isinstance(read.position, int) else kwargs[read.position]
             args, kwargs = _put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
         reference = self.references.get(i)
-        out = func(*args, **kwargs) if reference is None else reference(func, args, kwargs, self.keep)
+        out = settle(func, func(*args, **kwargs)) if reference is None else reference(func, args, kwargs, self.keep)
         self._compare(op, place, out, args)
         return out
 

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from secateur.capture import ForwardFailed, Op, Trace, Value, capture
-from secateur.dims.algebra import Dim, Leaf, count, find, leaves
+from secateur.dims.algebra import Dim, Leaf, count, find, leaves, linear_leaves
 from secateur.graph import Graph
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at, parts_of
 from secateur.surgery import set_number
@@ -304,7 +304,9 @@ class Repairer:
             if isinstance(row, Leaf) and row.frozen is None:
                 row.frozen = f"computed as {whole.size} // {part.size}: {failure.op.where}"
                 frozen.append(row)
-            self.graph.solution.ties.append((whole, part, f"the code keeps their ratio: {failure.op.where}"))
+            one, *others = dict.fromkeys([*(linear_leaves(whole) or ()), *(linear_leaves(part) or ())])
+            why = f"the code keeps their ratio: {failure.op.where}"
+            self.graph.solution.ties += [(one, other, why) for other in others]
         self.graph.refresh()
 
         def undo() -> None:
@@ -339,11 +341,11 @@ class Repairer:
 
 
 def _may_tie(whole: Dim, part: Dim, row: Dim | None = None) -> bool:
-    """True for two different free leaves with |whole| = |part| * |row|."""
-    a, b, c = (None if d is None else find(d) for d in (whole, part, row))
-    if not (isinstance(a, Leaf) and isinstance(b, Leaf)) or a is b or a.frozen or b.frozen:
+    """True where |whole| = |part| * |row|, and it stays so while all their leaves keep the same fraction."""
+    one, two = linear_leaves(whole), linear_leaves(part)
+    if not one or not two or set(one) == set(two):
         return False
-    return a.size == b.size if c is None else isinstance(c, Leaf) and a.size == b.size * c.size
+    return whole.size == part.size * (1 if row is None else row.size) and (row is None or isinstance(find(row), Leaf))
 
 
 def _with_parts(slots: Iterable[Slot]) -> Iterator[Slot]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.capture import Op, Trace, capture
+from secateur.capture import Op, Trace, Value, capture
 from secateur.dims.algebra import Dim, Leaf, count, kept, leaves
 from secateur.dims.solve import Position
 from secateur.errors import CaptureError, PlanError
@@ -146,7 +146,10 @@ def leaf_keep(graph: Graph, plan: Plan) -> dict[Leaf, Tensor]:
             left = places.any(1).nonzero().flatten()
             if len(left) < group.size:
                 keep.setdefault(group.leaf, left)
+    unread = set(graph.trace.unread)  # used only in training: its shapes are the plan's word
     for value in graph.trace.tensors.values():
+        if value.key in unread:
+            continue
         for axis, dim in enumerate(graph.solution.axes(value)):
             planned = axes[value.key][axis] if value.key in axes else None
             expected = kept(dim, keep)
@@ -226,6 +229,8 @@ def _compare_numbers_of(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf,
     ]
     pairs += [(k, a, now.kwargs.get(k)) for k, a in before.kwargs.items()]
     for position, old, new in pairs:
+        if isinstance(old, Value) and isinstance(new, Value):  # a constant of one element is a number too
+            old, new = (None if v is None else v.number for v in (old, new))
         expected = graph.solution.expected.get((before.index, position))
         if expected is not None:
             if new != (n := count(expected, counts)):

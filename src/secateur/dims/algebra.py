@@ -290,6 +290,26 @@ def count(dim: Dim, counts: Mapping[Leaf, int]) -> int:
     return math.prod(count(f, counts) for f in dim.factors)
 
 
+def linear_leaves(dim: Dim) -> list[Leaf] | None:
+    """The free leaves of a dim whose count is a sum of multiples of their counts; None where it isn't.
+
+    Two such dims of one size keep equal counts when all their leaves keep the same fraction.
+
+    >>> a, b = Leaf(4), Leaf(3)
+    >>> linear_leaves(cat([prod([a, Leaf(2, "fixed")]), b, b])) == [a, b, b], linear_leaves(prod([a, b]))
+    (True, None)
+    """
+    dim = find(dim)
+    if isinstance(dim, Leaf):
+        return None if dim.frozen else [dim]
+    if isinstance(dim, Cat):
+        parts = [linear_leaves(p) for p in dim.parts]
+        return None if any(p is None for p in parts) else [leaf for p in parts if p for leaf in p]
+    assert isinstance(dim, Prod)
+    free = [f for f in dim.factors if any(leaf.frozen is None for leaf in leaves(f))]
+    return linear_leaves(free[0]) if len(free) == 1 else None
+
+
 def kept(dim: Dim, keep: Mapping[Leaf, Tensor]) -> Tensor:
     """Indices of a dim that are left, sorted: kept(Cat[a, b]) = kept(a) ++ |a| + kept(b); kept(Prod[o, i]) = grid.
 

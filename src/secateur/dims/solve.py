@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.capture import Op, Trace, Value
-from secateur.dims.algebra import AlignError, Cat, Dim, Leaf, Prod, find, freeze, leaves, new, unify
+from secateur.dims.algebra import AlignError, Cat, Dim, Leaf, Prod, find, freeze, leaves, linear_leaves, new, unify
 from secateur.errors import UnsupportedOpError
 from secateur.registry import Registry
 
@@ -90,6 +90,7 @@ class Solution:
     """Solved equations of one trace. `dims` gives the axes of every value, by its index."""
 
     trace: Trace
+    is_training: bool = False
     dims: dict[int, tuple[Dim, ...]] = field(default_factory=dict)
     weights: set[int] = field(default_factory=set)  # values made of parameters alone
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -227,35 +228,48 @@ _MOVES = {
 """Operators that move elements and leave their values alone."""
 
 
-def solve(trace: Trace) -> Solution:
+def solve(trace: Trace, training: Trace | None = None) -> Solution:
     """Run every operator's rule over a trace.
 
     An operator without a rule, or used in a way that its rule does not cover, freezes the axes that it touches.
+    Where a trace of the training forward is given too, its equations hold as well: what only training uses must fit.
     """
     solution = Solution(trace)
     for value in trace.tensors.values():
         _add_tensor(solution, value)
     for value in trace.inputs:
         solution.dims[value.index] = tuple(new(n, f"model input {value.key}") for n in value.shape)
-    for op in trace.ops:
-        _apply_rule(solution, op)
-    _freeze_unused(solution)
-    for value in trace.outputs:
-        for dim in (*solution.dims[value.index], *filter(None, [solution.indexes.get(value.index)])):
-            freeze(dim, "model output")
+    _run(solution)
+    unread = set(trace.unread)
+    if training is not None:
+        _run_training(solution, training)
+        unread &= set(training.unread)
+    for key in unread:
+        for dim in solution.dims[trace.tensors[key].index]:
+            freeze(dim, "not used by this forward, which runs in eval mode")
     settle_ties(solution)
     return solution
 
 
-def _freeze_unused(solution: Solution) -> None:
-    """A parameter that this forward never read (a training-only head) says nothing about its axes."""
-    read = {
-        v.index for op in solution.trace.ops for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)
-    }
-    for value in solution.trace.tensors.values():
-        if value.index not in read:
-            for dim in solution.dims[value.index]:
-                freeze(dim, "not used by this forward, which runs in eval mode")
+def _run(solution: Solution) -> None:
+    for op in solution.trace.ops:
+        _apply_rule(solution, op)
+    for value in solution.trace.outputs:
+        for dim in (*solution.dims[value.index], *filter(None, [solution.indexes.get(value.index)])):
+            freeze(dim, "model output")
+
+
+def _run_training(solution: Solution, training: Trace) -> None:
+    """Add the equations of a training forward: the parameters and inputs are the same, the operators are not."""
+    also = Solution(training, is_training=True, owners=solution.owners, roles=solution.roles)
+    same = [(solution.trace.tensors[key], value) for key, value in training.tensors.items()]
+    for mine, value in [*same, *zip(solution.trace.inputs, training.inputs, strict=True)]:
+        also.dims[value.index] = solution.dims[mine.index]
+        if mine.index in solution.weights:
+            also.weights.add(value.index)
+    _run(also)
+    solution.ties += also.ties
+    solution.minimum.update(also.minimum)
 
 
 def _add_tensor(solution: Solution, value: Value) -> None:
@@ -350,11 +364,6 @@ def settle_ties(solution: Solution) -> None:
         solution.ties = pairs
 
 
-def _is_linear(dim: Dim) -> bool:
-    """True for a leaf, or segments of leaves, whose count is a multiple of one width."""
-    return isinstance(dim, Leaf) or (isinstance(dim, Cat) and all(isinstance(p, Leaf) for p in dim.parts))
-
-
 def _tie(a: Dim, b: Dim, why: str, pairs: list[tuple[Dim, Dim, str]]) -> bool:
     """Append the ties of leaves that make two dims keep equal counts; tell whether anything was frozen."""
     a, b = find(a), find(b)
@@ -368,9 +377,10 @@ def _tie(a: Dim, b: Dim, why: str, pairs: list[tuple[Dim, Dim, str]]) -> bool:
         if a.frozen is None:
             pairs.append((a, b, why))
         return False
-    one, two = set(leaves(a)), set(leaves(b))
-    if len(one) == len(two) == 1 and a.size == b.size and _is_linear(a) and _is_linear(b):
-        return _tie(one.pop(), two.pop(), why, pairs)  # k * |x| = m * |y|: the same fraction of both
+    one, two = linear_leaves(a), linear_leaves(b)
+    if one and two and a.size == b.size:
+        pairs += [(one[0], leaf, why) for leaf in dict.fromkeys([*one, *two]) if leaf is not one[0]]
+        return False
     for kind in (Cat, Prod):
         if isinstance(a, kind) and isinstance(b, kind):
             xs, ys = (d.parts if isinstance(d, Cat) else d.factors for d in (a, b))

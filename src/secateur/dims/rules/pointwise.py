@@ -73,7 +73,8 @@ def pointwise(op: Node, *args: Any, **kwargs: Any) -> None:
     if op.op.target in _ROLES and any(not t.is_weight for t in tensors):
         for t in tensors:
             op.role(t, _ROLES[op.op.target])
-    op.out(*dims)
+    for _ in op.op.outputs:
+        op.out(*dims)
 
 
 @OP_RULES.register(
@@ -84,10 +85,11 @@ def pointwise(op: Node, *args: Any, **kwargs: Any) -> None:
     aten.native_dropout.default,
 )
 def noise(op: Node, x: Axes, *args: Any, **kwargs: Any) -> None:
-    """out has x's axes, but its values depend on how many there are, so they keep their sizes"""
-    for dim in x:
+    """out has x's axes, but its values depend on how many there are; in a training forward nobody counts on them"""
+    for dim in () if op.solution.is_training else x:
         op.freeze(dim, "random numbers are drawn per element")
-    op.out(*x)
+    for _ in op.op.outputs:
+        op.out(*x)
 
 
 @OP_RULES.register(aten.glu.default)
