@@ -236,7 +236,7 @@ def _write_onnx(
 
 
 def _run_onnx(model: _Plain, path: Path, inputs: Mapping[str, Tensor]) -> _Made:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
