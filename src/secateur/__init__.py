@@ -8,7 +8,7 @@ from secateur._version import __version__
 from secateur.allocate import Budget, Global, Uniform
 from secateur.compression import CompressConfig, Compressed, compress
 from secateur.criteria import CRITERIA, Criterion
-from secateur.dims.solve import OP_RULES
+from secateur.dims.rule import OP_RULES
 from secateur.errors import SecateurError
 from secateur.files import load, save
 from secateur.graph import Graph, trace

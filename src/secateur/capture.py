@@ -8,11 +8,8 @@ are recognised by identity wherever its code found them: in a module, a list, a 
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,110 +21,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import CaptureError
-from secateur.frameworks.huggingface import traceable_experts
+from secateur.forward import module_stack, plain_forward, quiet
+from secateur.record import SKIPPED, Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, settle
 from secateur.shadows import Shadows
 from secateur.tensors import Inputs, as_call, fake, fake_copy, named_tensors, on_device, tensors_in
 
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
-SKIPPED = {torch.ops.prim.device.default}
-_COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}
-_EMPTY = {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
-_EMPTY |= {"aten::empty.memory_format"}
-_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Value:
-    """A tensor that the forward read or made. `key` names a parameter, buffer, attribute or input; else it is empty."""
-
-    index: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    source: str  # "parameter" | "buffer" | "attribute" | "input" | "constant" | "op"
-    key: str = ""
-    number: float | None = None  # of a constant with one element: code may have computed it from a width
-
-    def __repr__(self) -> str:
-        return f"%{self.index}{list(self.shape)}"
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Op:
-    """One operator call: `args` and `kwargs` as ATen got them, with a `Value` in place of each tensor."""
-
-    index: int
-    target: torch._ops.OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[Value | None, ...]
-    fqn: str  # innermost module whose forward was running
-    location: str  # "file.py:12", the innermost line outside torch
-
-    @property
-    def where(self) -> str:
-        """The operator and where the user's code called it, for messages."""
-        return f"{self.target} in '{self.fqn or 'the model'}' ({self.location})"
-
-
-def settle(func: Any, out: Any) -> Any:
-    """Fill what an operator left uninitialised, so that two runs agree on it."""
-    if isinstance(out, Tensor) and func.name() in _EMPTY:
-        out.zero_()
-    return out
-
-
-def is_copy(target: Any, shape_in: tuple[int, ...] | None, shape_out: tuple[int, ...] | None) -> bool:
-    """True for an operator that only passes a tensor on. Torch adds and drops these by layout, size and fakeness."""
-    return target in _COPIES or (target is torch.ops.aten.expand.default and shape_in == shape_out)
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What one forward did. `tensors` holds the model's own parameters, buffers and tensor attributes by key."""
-
-    ops: tuple[Op, ...]
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    tensors: dict[str, Value]
-    tied: dict[str, str] = field(default_factory=dict)  # every further key of a tensor -> its first key
-
-    @cached_property
-    def unread(self) -> tuple[str, ...]:
-        """Keys of the tensors that no operator read, such as those of a head used only in training."""
-        read = {v.index for op in self.ops for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)}
-        return tuple(key for key, value in self.tensors.items() if value.index not in read)
-
-    @cached_property
-    def essential(self) -> tuple[Op, ...]:
-        """The operators without those that only pass a tensor on: what two records are compared by."""
-        return tuple(
-            op
-            for op in self.ops
-            if not is_copy(op.target, getattr(op.args[0] if op.args else None, "shape", None), _shape(op.outputs))
-        )
-
-    def __str__(self) -> str:
-        return "\n".join(f"{', '.join(map(str, op.outputs))} = {op.target}{op.args}  # {op.fqn}" for op in self.ops)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """The operator that was running when a forward failed, for the repair loop."""
-
-    index: int
-    fqn: str
-    location: str
-    error: Exception
-
-
-class ForwardFailed(CaptureError):
-    """The forward raised. Carries what was recorded until then, so that a repair can look at it."""
-
-    def __init__(self, message: str, trace: Trace, attempt: Attempt) -> None:
-        super().__init__(message)
-        self.trace = trace
-        self.attempt = attempt
 
 
 class Watcher(Protocol):
@@ -177,12 +77,12 @@ def capture(
     args, kwargs = as_call(inputs) if is_fake else on_device(model, inputs)
     with (
         plain_forward(model, is_training=is_training),
-        _module_stack(model, recorder.stack),
+        module_stack(model, recorder.stack),
         fake_mode or contextlib.nullcontext(),
     ):
         args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
         try:
-            with recorder, _quiet():
+            with recorder, quiet():
                 result = model(*args, **kwargs)
         except Exception as error:
             raise _explain(error, recorder, model) from error
@@ -194,10 +94,6 @@ def capture(
     if watch is not None:
         watch.result(tensors_in(result))
     return recorder.trace(result)
-
-
-def _shape(outputs: tuple[Value | None, ...]) -> tuple[int, ...] | None:
-    return outputs[0].shape if outputs and outputs[0] is not None else None
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -248,7 +144,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
                 self.values[t] = self._value(t, "op")
-        if func in _COPIES and isinstance(seen[0], Value) and seen[0].number is not None and out not in self.values:
+        if (
+            is_constant_copy(func)
+            and isinstance(seen[0], Value)
+            and seen[0].number is not None
+            and out not in self.values
+        ):
             self.values[out] = self._value(out, "op", number=seen[0].number)
         values = tuple(self._lookup(t) if isinstance(t, Tensor) else None for t in outs)
         self.ops.append(Op(len(self.ops), func, tuple(seen), seen_kwargs, values, self.stack[-1], location))
@@ -314,75 +215,6 @@ def _location(frame: Any) -> str:
             inside = f"torch/{Path(name).relative_to(_TORCH)}:{frame.f_lineno}"
         frame = frame.f_back
     return inside or "unknown line"
-
-
-@contextlib.contextmanager
-def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[None]:
-    """Eval mode, no gradients, no fused encoder path inside; afterwards each module's own training flag is back.
-
-    `nn.TransformerEncoder`'s fused eval path is one opaque operator; its plain path says the same in ATen.
-    """
-    flags = [(module, module.training) for module in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    model.train(is_training)
-    try:
-        with torch.no_grad(), traceable_experts(model), _plain_rnn(model):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in flags:
-            module.training = training
-
-
-def _plain_rnn(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """oneDNN runs a whole recurrent layer as one opaque operator; without it the layer is matrix products and gates."""
-    if any(isinstance(m, nn.RNNBase) for m in model.modules()):
-        return _without_onednn()
-    return contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _without_onednn() -> Iterator[None]:
-    # Not `torch.backends.mkldnn.flags`, which also sets what warns on machines without an Intel GPU.
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Fake tensors log a traceback for each operator that fails; our own error says it in a line."""
-    before = _FAKE_LOG.disabled
-    _FAKE_LOG.disabled = True
-    try:
-        yield
-    finally:
-        _FAKE_LOG.disabled = before
-
-
-@contextlib.contextmanager
-def _module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep `stack[-1]` at the fqn of the innermost module whose forward is running."""
-
-    def enter(fqn: str) -> Callable[..., None]:
-        return lambda *_: stack.append(fqn)
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    handles = []
-    for fqn, module in model.named_modules():
-        handles += [module.register_forward_pre_hook(enter(fqn), prepend=True)]
-        handles += [module.register_forward_hook(leave, always_call=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _explain(error: Exception, recorder: _Recorder, model: nn.Module) -> ForwardFailed:

@@ -11,12 +11,14 @@ from functools import cached_property
 from torch import nn
 
 import secateur.dims.rules  # noqa: F401  registers the rules of operators
-from secateur.capture import Trace, capture
+from secateur.capture import capture
 from secateur.dims.algebra import Leaf
 from secateur.dims.cost import Cost, CostModel
 from secateur.dims.groups import Group, build_groups
-from secateur.dims.solve import Solution, settle_ties, solve
+from secateur.dims.rule import Solution
+from secateur.dims.solve import settle_ties, solve
 from secateur.errors import CaptureError, PlanError
+from secateur.record import Trace
 from secateur.tables import text_table
 from secateur.tensors import Inputs
 

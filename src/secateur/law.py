@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from secateur.capture import SKIPPED, Op, is_copy, plain_forward, settle
 from secateur.dims.algebra import Dim, Leaf, kept, leaves
-from secateur.dims.solve import Position, Read
+from secateur.dims.rule import Position, Read
+from secateur.forward import plain_forward
 from secateur.graph import Graph
+from secateur.record import SKIPPED, Op, is_copy, settle
 from secateur.tensors import Inputs, on_device, tensors_in
 
 _N_SAMPLES = 64

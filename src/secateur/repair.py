@@ -20,10 +20,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from secateur.capture import ForwardFailed, Op, Trace, Value, capture
+from secateur.capture import capture
 from secateur.dims.algebra import Dim, Leaf, count, find, leaves, linear_leaves
 from secateur.graph import Graph
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at, parts_of
+from secateur.record import ForwardFailed, Op, Trace, Value
 from secateur.surgery import set_number
 from secateur.tensors import Inputs, fake_copy
 from secateur.verification import compare

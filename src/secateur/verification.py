@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.capture import Op, Trace, Value, capture
+from secateur.capture import capture
 from secateur.dims.algebra import Dim, Leaf, count, kept, leaves
-from secateur.dims.solve import Position
+from secateur.dims.rule import Position
 from secateur.errors import CaptureError, PlanError
 from secateur.graph import Graph, trace
 from secateur.law import Law, Sampler, run
 from secateur.plans import Plan
+from secateur.record import Op, Trace, Value
 from secateur.specs import from_spec
 from secateur.tensors import Inputs, as_call, tensors_in
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from secateur.capture import Op, Trace, Value
 from secateur.dims.algebra import Dim, Leaf, count, find, kept, leaves, new
-from secateur.dims.solve import OP_RULES, Solution, _apply_rule, settle_ties
+from secateur.dims.rule import OP_RULES, Solution
+from secateur.dims.solve import _apply_rule, settle_ties
+from secateur.record import Op, Trace, Value
 
 from .rule_cases import CASES, Case, T
 

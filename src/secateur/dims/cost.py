@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from secateur.dims.algebra import Dim, Leaf, count, find, leaves
-from secateur.dims.solve import Solution
+from secateur.dims.rule import Solution
 
 
 @dataclass(frozen=True)

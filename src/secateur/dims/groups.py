@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from secateur.dims.algebra import Cat, Dim, Leaf, Prod, find, leaves
-from secateur.dims.solve import Solution
+from secateur.dims.rule import Solution
 from secateur.errors import GroupError
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from secateur.capture import plain_forward
 from secateur.errors import FileError
+from secateur.forward import plain_forward
 from secateur.measure.modes import device_of
 from secateur.specs import from_spec
 from secateur.tensors import as_call, tensors_in

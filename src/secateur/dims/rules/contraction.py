@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from secateur.dims.algebra import Dim, prod
-from secateur.dims.solve import OP_RULES, Axes, Keep, Node
+from secateur.dims.rule import OP_RULES, Axes, Keep, Node
 
 aten = torch.ops.aten
 

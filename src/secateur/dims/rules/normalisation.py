@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.dims.algebra import Dim, prod
-from secateur.dims.solve import OP_RULES, Axes, Keep, Node
+from secateur.dims.rule import OP_RULES, Axes, Keep, Node
 
 aten = torch.ops.aten
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from secateur.dims.algebra import ONE, Dim, cat
-from secateur.dims.solve import OP_RULES, Axes, Node
+from secateur.dims.rule import OP_RULES, Axes, Node
 
 aten = torch.ops.aten
 

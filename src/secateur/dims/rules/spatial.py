@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from secateur.dims.algebra import prod
-from secateur.dims.solve import OP_RULES, Axes, Node
+from secateur.dims.rule import OP_RULES, Axes, Node
 
 aten = torch.ops.aten
 

@@ -1,0 +1,84 @@
+"""How a forward is run for a record: in eval mode, on plain kernels, knowing which module is at work."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.frameworks.huggingface import traceable_experts
+
+_FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+
+
+@contextlib.contextmanager
+def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[None]:
+    """Eval mode, no gradients, no fused encoder path inside; afterwards each module's own training flag is back.
+
+    `nn.TransformerEncoder`'s fused eval path is one opaque operator; its plain path says the same in ATen.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.train(is_training)
+    try:
+        with torch.no_grad(), traceable_experts(model), _plain_rnn(model):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, training in flags:
+            module.training = training
+
+
+def _plain_rnn(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """oneDNN runs a whole recurrent layer as one opaque operator; without it the layer is matrix products and gates."""
+    if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+        return _without_onednn()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    # Not `torch.backends.mkldnn.flags`, which also sets what warns on machines without an Intel GPU.
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Fake tensors log a traceback for each operator that fails; our own error says it in a line."""
+    before = _FAKE_LOG.disabled
+    _FAKE_LOG.disabled = True
+    try:
+        yield
+    finally:
+        _FAKE_LOG.disabled = before
+
+
+@contextlib.contextmanager
+def module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
+    """Keep `stack[-1]` at the fqn of the innermost module whose forward is running."""
+
+    def enter(fqn: str) -> Callable[..., None]:
+        return lambda *_: stack.append(fqn)
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    handles = []
+    for fqn, module in model.named_modules():
+        handles += [module.register_forward_pre_hook(enter(fqn), prepend=True)]
+        handles += [module.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

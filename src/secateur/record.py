@@ -1,0 +1,120 @@
+"""The record of a forward: which operators ran, on which values, from which line of which module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from secateur.errors import CaptureError
+
+SKIPPED = {torch.ops.prim.device.default}
+_COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}
+_EMPTY = {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
+_EMPTY |= {"aten::empty.memory_format"}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Value:
+    """A tensor that the forward read or made. `key` names a parameter, buffer, attribute or input; else it is empty."""
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str  # "parameter" | "buffer" | "attribute" | "input" | "constant" | "op"
+    key: str = ""
+    number: float | None = None  # of a constant with one element: code may have computed it from a width
+
+    def __repr__(self) -> str:
+        return f"%{self.index}{list(self.shape)}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Op:
+    """One operator call: `args` and `kwargs` as ATen got them, with a `Value` in place of each tensor."""
+
+    index: int
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Value | None, ...]
+    fqn: str  # innermost module whose forward was running
+    location: str  # "file.py:12", the innermost line outside torch
+
+    @property
+    def where(self) -> str:
+        """The operator and where the user's code called it, for messages."""
+        return f"{self.target} in '{self.fqn or 'the model'}' ({self.location})"
+
+
+def settle(func: Any, out: Any) -> Any:
+    """Fill what an operator left uninitialised, so that two runs agree on it."""
+    if isinstance(out, Tensor) and func.name() in _EMPTY:
+        out.zero_()
+    return out
+
+
+def is_constant_copy(target: Any) -> bool:
+    """True for an operator that passes every tensor on, whatever its shape."""
+    return target in _COPIES
+
+
+def is_copy(target: Any, shape_in: tuple[int, ...] | None, shape_out: tuple[int, ...] | None) -> bool:
+    """True for an operator that only passes a tensor on. Torch adds and drops these by layout, size and fakeness."""
+    return target in _COPIES or (target is torch.ops.aten.expand.default and shape_in == shape_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one forward did. `tensors` holds the model's own parameters, buffers and tensor attributes by key."""
+
+    ops: tuple[Op, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    tensors: dict[str, Value]
+    tied: dict[str, str] = field(default_factory=dict)  # every further key of a tensor -> its first key
+
+    @cached_property
+    def unread(self) -> tuple[str, ...]:
+        """Keys of the tensors that no operator read, such as those of a head used only in training."""
+        read = {v.index for op in self.ops for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)}
+        return tuple(key for key, value in self.tensors.items() if value.index not in read)
+
+    @cached_property
+    def essential(self) -> tuple[Op, ...]:
+        """The operators without those that only pass a tensor on: what two records are compared by."""
+        return tuple(
+            op
+            for op in self.ops
+            if not is_copy(op.target, getattr(op.args[0] if op.args else None, "shape", None), _shape(op.outputs))
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(f"{', '.join(map(str, op.outputs))} = {op.target}{op.args}  # {op.fqn}" for op in self.ops)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The operator that was running when a forward failed, for the repair loop."""
+
+    index: int
+    fqn: str
+    location: str
+    error: Exception
+
+
+class ForwardFailed(CaptureError):
+    """The forward raised. Carries what was recorded until then, so that a repair can look at it."""
+
+    def __init__(self, message: str, trace: Trace, attempt: Attempt) -> None:
+        super().__init__(message)
+        self.trace = trace
+        self.attempt = attempt
+
+
+def _shape(outputs: tuple[Value | None, ...]) -> tuple[int, ...] | None:
+    return outputs[0].shape if outputs and outputs[0] is not None else None
