@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -176,8 +176,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Value(self.n_values - 1, tuple(tensor.shape), tensor.dtype, source, key, number)
 
     def _constant(self, tensor: Tensor) -> Value:
-        has_number = tensor.numel() == 1 and not tensor.is_meta and not tensor.is_complex()
-        return self._value(tensor, "constant", number=float(tensor) if has_number else None)
+        if tensor.numel() != 1 or tensor.is_meta or tensor.is_complex():
+            return self._value(tensor, "constant")
+        with unset_fake_temporarily():
+            return self._value(tensor, "constant", number=float(tensor))
 
     def _fake_of(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor) or self.fake_mode is None:

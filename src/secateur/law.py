@@ -187,4 +187,5 @@ def _without(x: Tensor, read: Read, index: Tensor) -> Tensor:
     dropped = torch.ones(x.shape[read.axis], dtype=torch.bool, device=x.device).index_fill_(0, index, False)
     info = torch.finfo(x.dtype) if x.dtype.is_floating_point else None
     fill = {"zero": 0, "lowest": -torch.inf if info else 0, "highest": torch.inf if info else 0}[read.how]
-    return x.index_fill(read.axis, dropped.nonzero().flatten(), fill)
+    out = torch.empty_like(x)  # keeps the strides, by which torch picks its kernels
+    return out.copy_(x).index_fill_(read.axis, dropped.nonzero().flatten(), fill)

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
 _LIMIT = 1 << 22  # elements: masks and positions are small; what is larger is data
+_UNIFORM = {aten.rand.default, aten.rand_like.default}
 _RANDOM = torch.Tag.nondeterministic_seeded
 
 
@@ -37,6 +38,10 @@ class Shadows:
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute an operator on shadows, if all its tensors have one."""
         tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if func in _UNIFORM and out.numel() <= _LIMIT:  # random paths of training (layer drop): nothing is dropped
+            with unset_fake_temporarily():
+                self.values[out] = torch.full(out.shape, 0.999, dtype=out.dtype)
+            return
         if any(t not in self.values for t in tensors) or _RANDOM in func.tags:
             if func._schema.is_mutable:
                 self._forget(_outputs(out))
@@ -60,7 +65,8 @@ class Shadows:
     def answer(self, func: Any, args: Any) -> Any:
         """The result of an operator whose result or shape depends on values, or NotImplemented where it doesn't."""
         if func is aten._local_scalar_dense.default and args[0] in self.values:
-            return self.values[args[0]].item()
+            with unset_fake_temporarily():
+                return self.values[args[0]].item()
         if func is aten.index.Tensor and any(t is not None and t.dtype == torch.bool for t in args[1]):
             return self._index(*args)
         counter = _COUNTED.get(func)
