@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.capture import plain_forward
 from secateur.errors import ConfigError, FileError, VerifyError
 from secateur.files.atomic import describe, flush
+from secateur.forward import plain_forward
 from secateur.frameworks.difference import largest_difference
 from secateur.tensors import Inputs, on_device, tensors_in
 from secateur.verification import TOLERANCES
