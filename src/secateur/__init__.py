@@ -11,6 +11,7 @@ from secateur.criteria import CRITERIA, Criterion
 from secateur.dims.rule import OP_RULES
 from secateur.errors import SecateurError
 from secateur.files import load, save
+from secateur.frameworks.export import ExportReport, export
 from secateur.graph import Graph, trace
 from secateur.planning import PruneConfig, plan
 from secateur.plans import Plan, compose
@@ -24,6 +25,7 @@ __all__ = [
     "CompressConfig",
     "Compressed",
     "Criterion",
+    "ExportReport",
     "Global",
     "Graph",
     "Plan",
@@ -36,6 +38,7 @@ __all__ = [
     "apply_",
     "compose",
     "compress",
+    "export",
     "load",
     "plan",
     "save",

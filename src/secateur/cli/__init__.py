@@ -1,1 +1,1 @@
-"""The command line: `secateur demo | inspect | prune | compress | evaluate | measure | recipe`."""
+"""The command line: `secateur demo | inspect | prune | compress | evaluate | measure | export | recipe`."""

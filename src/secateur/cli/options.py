@@ -12,7 +12,9 @@ from secateur.errors import ConfigError
 
 SourceArgument = Annotated[
     str,
-    typer.Argument(help="torchvision:NAME, timm:NAME, builtin:NAME, python:pkg.mod:fn, or a saved model's folder."),
+    typer.Argument(
+        help="torchvision:NAME, timm:NAME, builtin:NAME, python:pkg.mod:fn, a saved model's folder; some take hf:DIR."
+    ),
 ]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="A .safetensors file with the source's weights.")]
 ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="Shape of one input, such as 1,3,224,224.")]

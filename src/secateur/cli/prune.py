@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from secateur.allocate import Budget, make_method
 from secateur.cli.opening import Opened, open_data, open_model
 from secateur.cli.options import (
     DataOption,
@@ -22,7 +24,7 @@ from secateur.cli.options import (
 )
 from secateur.cli.output import print_json, print_line, print_table
 from secateur.data import DataSplits
-from secateur.errors import VerifyError
+from secateur.errors import ConfigError, VerifyError
 from secateur.files import check_target, save
 from secateur.planning import PruneConfig, plan
 from secateur.plans import Plan, compose
@@ -43,12 +45,27 @@ def prune(
     data: DataOption = None,
     input_shape: ShapeOption = None,
     seed: Annotated[int, typer.Option(help="Of fresh weights, the data's cut, and random scores.")] = 0,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="hf: only. Each layer chooses its widths.")] = False,
     trust_source: TrustOption = False,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Prune a model, prove that the result is right, and save it. Nothing is trained."""
+    """Prune a model, prove that the result is right, and save it. Nothing is trained.
+
+    hf:FOLDER is a Hugging Face checkpoint; it is cut shard by shard, and the result is one.
+    """
     asked = read_budget(budget)
+    if source.startswith("hf:"):
+        if weights is not None or data is not None or input_shape is not None:
+            raise ConfigError(
+                "An hf: folder has weights and inputs of its own. Leave out --weights, --data, --input-shape."
+            )
+        chosen = make_method(method)
+        folder_config = PruneConfig(
+            criterion=criterion, method=replace(chosen, round_to=8), ignore=tuple(ignore or ()), seed=seed
+        )
+        _prune_folder(source[3:], asked, output, folder_config, per_layer=per_layer, force=force, is_json=json)
+        return
     config = PruneConfig(criterion=criterion, method=method, ignore=tuple(ignore or ()), seed=seed)
     check_target(output.absolute(), overwrite=force)
     opened = open_model(source, weights=weights, seed=seed, trust_source=trust_source)
@@ -64,6 +81,19 @@ def prune(
     whole = made if opened.plan is None else compose(opened.plan, made)
     save(small, output, plan=whole, source=opened.source, overwrite=force)
     _print(opened, made, proof, output, is_json=json)
+
+
+def _prune_folder(
+    folder: str, asked: Budget, output: Path, config: PruneConfig, *, per_layer: bool, force: bool, is_json: bool
+) -> None:
+    from secateur.frameworks.huggingface_folder import prune_folder
+
+    log.info("planning without weights, then cutting shard by shard")
+    report = prune_folder(folder, output, asked, config, per_layer=per_layer, overwrite=force)
+    if is_json:
+        print_json(report.to_dict())
+    else:
+        print_line(str(report))
 
 
 def _calibration(splits: DataSplits | None) -> Any:

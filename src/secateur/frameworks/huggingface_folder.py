@@ -52,6 +52,21 @@ class FolderReport:
     size_bytes_before: int
     proof: VerifyReport | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON data, without the plan's indices."""
+        before, after = self.plan.cost_before, self.plan.cost_after
+        return {
+            "folder": str(self.folder),
+            "config": {name: {"before": old, "after": new} for name, (old, new) in self.numbers.items()},
+            "params": {"before": before.params, "after": after.params},
+            "macs": {"before": before.macs, "after": after.macs},
+            "size_bytes": {"before": self.size_bytes_before, "after": self.size_bytes},
+            "shards": self.n_shards,
+            "skipped": [list(pair) for pair in self.plan.skipped],
+            "notes": list(self.plan.notes),
+            "max_difference": None if self.proof is None else self.proof.max_difference,
+        }
+
     def __str__(self) -> str:
         how = ", ".join(f"{name} {old} → {new}" for name, (old, new) in self.numbers.items())
         lines = [str(self.plan)]
