@@ -9,11 +9,9 @@ one fake forward, alike modules are repaired together, and each turn binds, ties
 
 from __future__ import annotations
 
-import ast
 import itertools
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -21,44 +19,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from secateur.capture import capture
-from secateur.dims.algebra import Dim, Leaf, count, find, leaves, linear_leaves
+from secateur.dims.algebra import Dim, Leaf, count, find, leaves
+from secateur.failure import Failure, Slot, blame, first_line, with_parts
 from secateur.graph import Graph
-from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at, parts_of
+from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at
 from secateur.record import ForwardFailed, Op, Trace, Value
+from secateur.relations import Relation, equal, impose, quotient
 from secateur.surgery import set_number
 from secateur.tensors import Inputs, fake_copy
 from secateur.verification import compare
 
 _FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
 _MAX_TRIALS = 24
-
-
-@dataclass(frozen=True, eq=False)
-class Slot:
-    """A part of an axis of an operator, so that the same place can be found in a module of the same class."""
-
-    op: Op
-    is_output: bool
-    tensor: int
-    axis: int
-    dim: Dim
-    path: tuple[int, ...] = ()  # which part of the axis (see `parts_of`)
-
-
-@dataclass(frozen=True, eq=False)
-class Failure:
-    """The first operator that is not as predicted."""
-
-    op: Op
-    n_wrong: int
-    fqn: str
-    text: str
-    wrong: tuple[Slot, ...]  # axes that are not as predicted, or that the failing operator should have made
-    near: tuple[Slot, ...]  # changed axes of its inputs
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        return self.op.index, -self.n_wrong
+_UNKNOWN = 99  # axes wrong where a message names none: any that does is progress
 
 
 @dataclass
@@ -73,7 +46,7 @@ class Repairer:
 
     def run(self) -> None:
         while (failure := self.attempt(self.bindings)) is not None:
-            if not (self._bind(failure) or self._unite(failure) or self._couple(failure)):
+            if not (self._bind(failure) or self._relate(failure)):
                 self._freeze(failure)
 
     def reject(self, counts: Mapping[str, int]) -> bool:
@@ -129,24 +102,17 @@ class Repairer:
         slots = list(self._slots(op, counts))
         near = tuple(s for s in slots if not s.is_output)
         if error is not None and here[0].is_end:
-            wrong = self._blame(error, [s for s in slots if s.is_output], counts)
             cause = error.attempt
-            text = f"{type(cause.error).__name__} at {cause.location}: {_first_line(cause.error)}"
-            return Failure(op, len(wrong) or 1, cause.fqn, text, tuple(wrong), near)
-        wanted = {id(find(d.expected)) for d in here if d.expected is not None}
-        wrong = [s for s in slots if id(s.dim) in wanted]
+            wrong = blame(cause.error, op, [s for s in slots if s.is_output], lambda dim: count(dim, counts))
+            text = f"{type(cause.error).__name__} at {cause.location}: {first_line(cause.error)}"
+            n_wrong = sum(s.asked is not None for s in wrong) or _UNKNOWN
+            return Failure(op, n_wrong, cause.fqn, text, tuple(wrong), near)
+        asked = {id(find(d.expected)): d.actual for d in here if d.expected is not None}
+        wrong = [replace(s, asked=asked[id(s.dim)]) for s in slots if id(s.dim) in asked]
         wrong += [
             Slot(op, True, -1, -1, find(d.expected)) for d in here if d.expected is not None and d.position is not None
         ]
         return Failure(op, len(here), op.fqn, here[0].text, tuple(wrong), near)
-
-    def _blame(self, error: ForwardFailed, outputs: list[Slot], counts: Mapping[Leaf, int]) -> list[Slot]:
-        """Of the axes that the failing operator should have made, those for which it asked for another size."""
-        asked = re.search(r"shape '(\[[-\d, ]*\])' is invalid", str(error.attempt.error))
-        sizes = ast.literal_eval(asked[1]) if asked else []
-        if any(s.axis >= len(sizes) for s in outputs):
-            return outputs
-        return [s for s in outputs if sizes[s.axis] not in (-1, count(s.dim, counts))] or outputs
 
     def _axes(self, op: Op, is_output: bool) -> list[tuple[Dim, ...]]:
         flat = pytree.tree_leaves((op.args, op.kwargs))
@@ -199,7 +165,7 @@ class Repairer:
         for path, value in own_numbers(self.model.get_submodule(scope)):
             if (scope, path) in bound or value < 2:
                 continue
-            for slot in _with_parts((*failure.wrong, *failure.near)):
+            for slot in with_parts((*failure.wrong, *failure.near)):
                 if slot.dim.size == value and count(slot.dim, counts) != value:
                     found.setdefault((path, id(slot.dim)), (Binding(scope, path, slot.dim), slot))
         return sorted(found.values(), key=lambda c: is_spatial(c[0].path))
@@ -237,86 +203,60 @@ class Repairer:
             self.inside[fqn] = {index: place for place, index in enumerate(ops)}
         return self.inside[fqn]
 
-    def _unite(self, failure: Failure) -> bool:
-        """A number that is bound to one dim stands for another one too: then both keep equal counts."""
-        tried = 0
-        for scope in self._scopes(failure):
-            bound = {b.path: b.dim for b in self.bindings if b.fqn == scope}
-            for slot in _with_parts((*failure.wrong, *failure.near)):
-                for path, dim in bound.items():
-                    if not _may_tie(dim, slot.dim) or tried >= _MAX_TRIALS:
-                        continue
-                    tried += 1
-                    undo = self._impose([(dim, slot.dim, None), *self._alike_pairs(scope, path, slot)], failure)
-                    after = self.attempt(self.bindings)
-                    if after is None or after.progress > failure.progress:
-                        return True
-                    undo()
-        return False
-
-    def _alike_pairs(self, scope: str, path: str, slot: Slot) -> Iterator[tuple[Dim, Dim, None]]:
-        for twin in self._twins(scope):
-            dim = next((b.dim for b in self.bindings if b.fqn == twin and b.path == path), None)
-            other = self._at(scope, twin, slot)
-            if dim is not None and other is not None and _may_tie(dim, other):
-                yield dim, other, None
-
-    def _couple(self, failure: Failure) -> bool:
-        """Explain a size that the code computes as P // Q: it is fixed then, and P and Q keep the same fraction."""
-        free = {id(s.dim): s for s in reversed(list(self._free_slots(failure)))}
-        suspects = {id(leaf) for s in (*failure.wrong, *failure.near) for leaf in leaves(s.dim)}
-        for whole, part, row in itertools.permutations(reversed(free.values()), 3):
-            if whole.dim.size != part.dim.size * row.dim.size or not {id(part.dim), id(row.dim)} & suspects:
-                continue
-            undo = self._impose(
-                [(whole.dim, part.dim, row.dim), *self._alike_triples(failure, whole, part, row)], failure
-            )
+    def _relate(self, failure: Failure) -> bool:
+        """Explain an axis by a relation of counts that the code imposes, here and in alike modules."""
+        for places in itertools.islice(self._relations(failure), _MAX_TRIALS):
+            found = [self._relation(tuple(s.dim for s in places))]
+            for twin in self._twins(failure.fqn):
+                dims = tuple(self._at(failure.fqn, twin, s) for s in places)
+                if all(d is not None for d in dims):
+                    found.append(self._relation(dims))
+            sizes = " // ".join(str(s.dim.size) for s in places[:0:-1])
+            why = f"the code computes {places[0].dim.size} from {sizes}: {failure.op.where}"
+            undo = impose(self.graph, [r for r in found if r is not None], why)
             after = self.attempt(self.bindings)
             if after is None or after.progress > failure.progress or self._bind_along(after, failure):
                 return True
             undo()
         return False
 
-    def _free_slots(self, failure: Failure) -> Iterator[Slot]:
-        """Leaves that may shrink, around the failure and in its module, nearest first."""
+    def _relation(self, dims: tuple[Dim | None, ...]) -> Relation | None:
+        """Of (a, b): |a| = |b|; of (a, c, b): |a| = |b| // |c|."""
+        a, *others = (d for d in dims if d is not None)
+        return equal(a, *others) if len(others) == 1 else quotient(a, *others)
+
+    def _relations(self, failure: Failure) -> Iterator[tuple[Slot, ...]]:
+        """Places whose counts could explain a wrong axis, best first: equal ones, then quotients."""
         counts = probing_counts(self.graph)
+        around = {id(s.dim): s for s in reversed(list(self._around(failure)))}
+        known = list(reversed(around.values()))
+        wrong = sorted(failure.wrong or failure.near, key=lambda s: s.asked is None)
+        for a in with_parts(wrong):
+            for b in known:
+                fits = a.asked in (None, count(b.dim, counts))
+                if fits and b.dim.size == a.dim.size and self._relation((a.dim, b.dim)) is not None:
+                    yield a, b
+        for a in with_parts(wrong):
+            for b, c in itertools.permutations(known, 2):
+                if b.dim.size != a.dim.size * c.dim.size:
+                    continue
+                fits = a.asked in (None, count(b.dim, counts) // count(c.dim, counts))
+                if fits and self._relation((a.dim, c.dim, b.dim)) is not None:
+                    yield a, c, b
+
+    def _around(self, failure: Failure) -> Iterator[Slot]:
+        """Axes and parts of axes at the failure and in its module, nearest first; frozen ones too."""
         places = [*failure.wrong, *failure.near]
         for index in self._under(failure.fqn):
-            places += self._slots(self.graph.trace.ops[index], counts)
-        yield from (s for s in _with_parts(places) if isinstance(s.dim, Leaf) and s.dim.frozen is None)
+            op = self.graph.trace.ops[index]
+            for is_output in (False, True):
+                for i, dims in enumerate(self._axes(op, is_output)):
+                    places += [Slot(op, is_output, i, axis, dim) for axis, dim in enumerate(dims) if dim.size > 1]
+        yield from with_parts(places)
 
     def _bind_along(self, after: Failure, failure: Failure) -> bool:
         """An equation may need a number bound with it before it shows progress."""
         return after.op.index <= failure.op.index and self._bind(after, beyond=failure.progress)
-
-    def _alike_triples(self, failure: Failure, *slots: Slot) -> Iterator[tuple[Dim, Dim, Dim | None]]:
-        for twin in self._twins(failure.fqn):
-            whole, part, row = (self._at(failure.fqn, twin, s) for s in slots)
-            if whole is not None and part is not None and row is not None:
-                yield whole, part, row
-
-    def _impose(self, triples: list[tuple[Dim, Dim, Dim | None]], failure: Failure) -> Callable[[], None]:
-        """Freeze the row, if there is one, and tie the two others of every triple; return what takes that back."""
-        ties = list(self.graph.solution.ties)
-        frozen = []
-        for whole, part, row in triples:
-            if not _may_tie(whole, part, row):
-                continue
-            if isinstance(row, Leaf) and row.frozen is None:
-                row.frozen = f"computed as {whole.size} // {part.size}: {failure.op.where}"
-                frozen.append(row)
-            one, *others = dict.fromkeys([*(linear_leaves(whole) or ()), *(linear_leaves(part) or ())])
-            why = f"the code keeps their ratio: {failure.op.where}"
-            self.graph.solution.ties += [(one, other, why) for other in others]
-        self.graph.refresh()
-
-        def undo() -> None:
-            for row in frozen:
-                row.frozen = None
-            self.graph.solution.ties = ties
-            self.graph.refresh()
-
-        return undo
 
     def _freeze(self, failure: Failure) -> None:
         """Keep what nothing explains: the wrong axes, or what changes near them, here and in alike modules."""
@@ -339,21 +279,6 @@ class Repairer:
         for scope in self._scopes(failure):
             yield [s for index in self._under(scope) for s in self._slots(self.graph.trace.ops[index], counts)]
         yield [Slot(failure.op, True, -1, -1, g.leaf) for g in self.graph.prunable]
-
-
-def _may_tie(whole: Dim, part: Dim, row: Dim | None = None) -> bool:
-    """True where |whole| = |part| * |row|, and it stays so while all their leaves keep the same fraction."""
-    one, two = linear_leaves(whole), linear_leaves(part)
-    if not one or not two or set(one) == set(two):
-        return False
-    return whole.size == part.size * (1 if row is None else row.size) and (row is None or isinstance(find(row), Leaf))
-
-
-def _with_parts(slots: Iterable[Slot]) -> Iterator[Slot]:
-    """Each slot, and each part of its dim as a slot."""
-    for slot in slots:
-        for path, dim in parts_of(slot.dim):
-            yield replace(slot, path=path, dim=dim)
 
 
 def repair(model: nn.Module, inputs: Inputs, graph: Graph) -> tuple[Binding, ...]:
@@ -379,7 +304,3 @@ def probing_counts(graph: Graph) -> dict[Leaf, int]:
         n = max(1, int(step * next(fractions)))
         counts.update({leaf: leaf.size // step * n for leaf in tied})
     return counts
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
