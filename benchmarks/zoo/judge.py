@@ -33,13 +33,12 @@ def measure(zoo: str, name: str, tool: str, limit_s: float, answer: Connection) 
         counted = counted_parameters(model, outputs)
         row["parameters"] = sum(p.numel() for p in model.parameters())
         row["macs"] = macs(model, inputs)
-        train_error = train(model, inputs, zoo, name)
         answer.send(row)
         _limit(limit_s)
         small = TOOLS[tool](model, inputs, outputs, row)
         _limit(None)
         answer.send(row)
-        _judge(row, small, inputs, counted, train_error)
+        _judge(row, small, inputs, counted)
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {str(error)[:600]}"
     _limit(None)
@@ -48,7 +47,7 @@ def measure(zoo: str, name: str, tool: str, limit_s: float, answer: Connection) 
     answer.send({**row, "done": True})
 
 
-def _judge(row: Row, small: nn.Module, inputs: Any, counted: dict[str, int], train_error: str) -> None:
+def _judge(row: Row, small: nn.Module, inputs: Any, counted: dict[str, int]) -> None:
     left = dict(small.named_parameters())
     row["parameters_after"] = sum(p.numel() for p in left.values())
     before, after = sum(counted.values()), sum(left[key].numel() for key in counted if key in left)
@@ -57,10 +56,11 @@ def _judge(row: Row, small: nn.Module, inputs: Any, counted: dict[str, int], tra
     with torch.no_grad():
         row["forward"] = bool(tensors_in(small.eval()(*args, **kwargs)))
     row["macs_after"] = macs(small, inputs)
-    row["backward_mode"] = "eval" if train_error else "train"
-    problem = train(small, inputs, row["zoo"], row["model"], is_training=not train_error)
-    if problem and not train_error:  # the dense network trains, this one does not
-        row["train_error"] = problem
+    row["backward_mode"] = "train"
+    if problem := train(small, inputs, row["zoo"], row["model"]):
+        dense, inputs = load(row["zoo"]).build(row["model"])
+        if not train(dense, inputs, row["zoo"], row["model"]):  # the dense network trains, this one does not
+            row["train_error"] = problem
         row["backward_mode"] = "eval"
         problem = train(small, inputs, row["zoo"], row["model"], is_training=False)
     row["backward"] = not problem

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 _DETECTION = ("rcnn", "ssd", "retinanet", "fcos")
 _VIDEO = ("r3d", "mc3", "r2plus1d", "s3d", "mvit", "swin3d")
-_SIZES = {"inception_v3": 299}
+_FIXED = {"inception_v3": 299, "maxvit_t": 224, "vit": 224, "swin": 224}
+_SMALL = 128  # pixels; the networks whose name starts with none of the above take any size
 PRELOAD: tuple[str, ...] = ("torchvision",)  # imported once, before the processes are forked
 
 
@@ -39,9 +40,10 @@ def inputs(name: str) -> Any:
     if any(word in name for word in _DETECTION):
         return ([torch.randn(3, 320, 320)],)
     if any(word in name for word in _VIDEO):
-        return torch.randn(1, 3, 16, 224, 224)
-    size = _SIZES.get(name, 224)
-    return torch.randn(2, 3, size, size)
+        side = 112 if name in ("r3d_18", "mc3_18", "r2plus1d_18") else 224
+        return torch.randn(1, 3, 16, side, side)
+    side = next((side for start, side in _FIXED.items() if name.startswith(start)), _SMALL)
+    return torch.randn(2, 3, side, side)
 
 
 def targets(name: str) -> Any:
