@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 import secateur
 from secateur.errors import ConfigError, FileError, VerifyError
 from secateur.frameworks.export import ExportReport, export
+
+FORMS = ["pt2", pytest.param("onnx", marks=pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no onnx"))]
 
 
 def cnn() -> nn.Module:
@@ -75,7 +78,7 @@ def pruned(model: nn.Module, inputs: Any) -> nn.Module:
     return secateur.apply(model, secateur.plan(model, inputs, secateur.Budget(params=0.5)))
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", FORMS)
 def test_pruned_cnn_computes_the_same_in_the_file(tmp_path: Path, suffix: str) -> None:
     x = torch.randn(2, 3, 8, 8)
     small = pruned(cnn(), x)
@@ -88,8 +91,7 @@ def test_pruned_cnn_computes_the_same_in_the_file(tmp_path: Path, suffix: str) -
 
 
 def test_onnx_runtime_agrees_on_other_values(tmp_path: Path) -> None:
-    import onnxruntime
-
+    onnxruntime = pytest.importorskip("onnxruntime")
     model, inputs = encoder()
     small = pruned(model, inputs)
     report = export(small, tmp_path / "small.onnx", inputs)
@@ -144,7 +146,7 @@ class Unruly(nn.Module):
         return self.fc(x) if float(x.sum()) > 0 else x
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("suffix", FORMS)
 def test_what_cannot_be_exported_leaves_nothing(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(FileError, match="can't do Unruly"):
         export(Unruly(), tmp_path / f"m.{suffix}", torch.ones(1, 3))

@@ -62,8 +62,16 @@ class Checkpoint(Mapping[str, Tensor]):
         """Keys in the order of the files, so that each file is opened once."""
         return iter(sorted(self.origins, key=lambda key: self.shards.file_of[self.origins[key][0][0]]))
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.origins  # without reading it
+
     def __len__(self) -> int:
         return len(self.origins)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum((self.shards.folder / name).stat().st_size for name in set(self.shards.file_of.values()))
 
     @property
     def largest_shard(self) -> int:

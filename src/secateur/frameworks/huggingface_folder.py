@@ -116,7 +116,7 @@ def prune_folder(
     groups = prepared.choose(config)
     scores = stream_scores(groups, make_criterion(config.criterion), checkpoint, seed=config.seed)
     plan, new_data = prepared.plan(scores, budget, config)
-    before = sum(t.numel() * t.element_size() for t in dict.fromkeys(model.parameters()))
+    before = checkpoint.size_bytes
     is_small = before <= _LOADABLE if prove is None else prove
     with new_folder(target, overwrite=overwrite) as partial:
         written = write_shards(_cut_all(checkpoint, plan), partial, checkpoint.largest_shard)

@@ -10,7 +10,7 @@ from torch import Tensor
 from secateur.criteria import L1, L2, Context, Criterion, score_groups
 from secateur.criteria.base import needs_of
 from secateur.criteria.options import normalized
-from secateur.dims.groups import Group
+from secateur.dims.groups import Group, Member
 from secateur.errors import ConfigError, GroupError
 
 
@@ -39,24 +39,25 @@ def stream_scores(
 
 def _magnitudes(groups: Sequence[Group], criterion: L1 | L2, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """score[c] = p-norm over members of the p-norms of their rows c, as `magnitude_scores` adds them up."""
-    members: dict[str, list[tuple[Group, int]]] = {}
+    places: dict[str, list[tuple[Group, Member, int]]] = {}
+    norms: dict[str, Tensor] = {}
     for group in groups:
-        for i, member in enumerate(group.members):
-            if member.role in criterion.roles and member.key in tensors:
-                members.setdefault(member.key, []).append((group, i))
-    norms: dict[str, dict[int, Tensor]] = {g.name: {} for g in groups}
-    for key in (key for key in tensors if key in members):
-        tensor = tensors[key]
-        for group, i in members[key]:
-            rows = group.members[i].view(tensor).reshape(group.size, -1)
-            norms[group.name][i] = torch.linalg.vector_norm(rows.float(), criterion.p, dim=1)
-            if not torch.isfinite(norms[group.name][i]).all():
-                raise GroupError(f"'{key}' holds NaN or Inf. Repair these weights before pruning.")
-    scores = {}
-    for group in groups:
-        parts = [norm for _, norm in sorted(norms[group.name].items())]
-        if not parts:
+        members = [m for m in group.members if m.role in criterion.roles and m.key in tensors]
+        if not members:
             raise GroupError(f"Group '{group.name}' has no weight of roles {', '.join(criterion.roles)}.")
-        total = torch.linalg.vector_norm(torch.stack(parts), criterion.p, dim=0)
-        scores[group.name] = normalized(total, criterion.normalize)
-    return scores
+        # Made before the large temporaries: small results between those would keep their memory from being used again.
+        norms[group.name] = torch.empty(len(members), group.size)
+        for row, member in enumerate(members):
+            places.setdefault(member.key, []).append((group, member, row))
+    for key in (key for key in tensors if key in places):
+        tensor = tensors[key]
+        for group, member, row in places[key]:
+            rows = member.view(tensor).reshape(group.size, -1)
+            norm = norms[group.name][row]
+            norm.copy_(torch.linalg.vector_norm(rows.float(), criterion.p, dim=1))
+            if not torch.isfinite(norm).all():
+                raise GroupError(f"'{key}' holds NaN or Inf. Repair these weights before pruning.")
+    return {
+        name: normalized(torch.linalg.vector_norm(table, criterion.p, dim=0), criterion.normalize)
+        for name, table in norms.items()
+    }
