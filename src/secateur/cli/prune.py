@@ -55,18 +55,14 @@ def prune(
     hf:FOLDER is a Hugging Face checkpoint; it is cut shard by shard, and the result is one.
     """
     asked = read_budget(budget)
+    config = PruneConfig(criterion=criterion, method=method, ignore=tuple(ignore or ()), seed=seed)
     if source.startswith("hf:"):
         if weights is not None or data is not None or input_shape is not None:
             raise ConfigError(
-                "An hf: folder has weights and inputs of its own. Leave out --weights, --data, --input-shape."
+                "An hf: folder has its weights and inputs. Leave out --weights, --data and --input-shape."
             )
-        chosen = make_method(method)
-        folder_config = PruneConfig(
-            criterion=criterion, method=replace(chosen, round_to=8), ignore=tuple(ignore or ()), seed=seed
-        )
-        _prune_folder(source[3:], asked, output, folder_config, per_layer=per_layer, force=force, is_json=json)
+        _prune_folder(source[3:], asked, output, config, per_layer=per_layer, force=force, is_json=json)
         return
-    config = PruneConfig(criterion=criterion, method=method, ignore=tuple(ignore or ()), seed=seed)
     check_target(output.absolute(), overwrite=force)
     opened = open_model(source, weights=weights, seed=seed, trust_source=trust_source)
     splits = None if data is None else open_data(data, seed, opened)
@@ -89,6 +85,7 @@ def _prune_folder(
     from secateur.frameworks.huggingface_folder import prune_folder
 
     log.info("planning without weights, then cutting shard by shard")
+    config = replace(config, method=replace(make_method(config.method), round_to=8))
     report = prune_folder(folder, output, asked, config, per_layer=per_layer, overwrite=force)
     if is_json:
         print_json(report.to_dict())
