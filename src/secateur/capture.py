@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,22 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur import metadata
 from secateur.errors import CaptureError
 from secateur.forward import module_stack, plain_forward, quiet
 from secateur.record import SKIPPED, Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, settle
 from secateur.shadows import Shadows
-from secateur.tensors import Inputs, as_call, fake, fake_copy, named_tensors, on_device, tensors_in
+from secateur.tensors import (
+    Identities,
+    Inputs,
+    as_call,
+    fake,
+    fake_copy,
+    map_tensors,
+    named_tensors,
+    on_device,
+    tensors_in,
+)
 
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
@@ -108,7 +119,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
         self.n_values = 0
         self.attempted = ("", "")
-        self.values = WeakIdKeyDictionary()  # tensor -> its value; a weak key, so that activations can be freed
+        self.values: MutableMapping[Tensor, Value] = Identities() if fake_mode else WeakIdKeyDictionary()
         self.fakes: dict[int, Tensor] = {}  # id of a real tensor -> its fake twin
         self.alive: list[Tensor] = []  # ids stay unique only while their tensors live
         self.names: dict[int, str] = {}
@@ -133,13 +144,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kwargs = {**kwargs, "device": torch.device("cpu")}
         location = _location(sys._getframe(1))
         self.attempted = (self.stack[-1], location)
-        args, kwargs = pytree.tree_map_only(Tensor, self._fake, (args, kwargs))
-        seen, seen_kwargs = pytree.tree_map_only(Tensor, self._lookup, (args, kwargs))
+        args, kwargs = map_tensors(self._fake, args), map_tensors(self._fake, kwargs)
+        seen, seen_kwargs = map_tensors(self._lookup, args), map_tensors(self._lookup, kwargs)
         out = self.shadows.answer(func, args) if self.fake_mode else NotImplemented
         if out is NotImplemented:
-            out = settle(func, func(*args, **kwargs))
             if self.fake_mode:
+                out = metadata.run(func, args, kwargs, self.fake_mode)
                 self.shadows.follow(func, args, kwargs, out)
+            else:
+                out = settle(func, func(*args, **kwargs))
         outs = out if isinstance(out, tuple | list) else (out,)
         if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
@@ -202,8 +215,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _lookup(self, tensor: Tensor) -> Value:
         if tensor not in self.values:
             self.values[tensor] = self._value(tensor, "op")
-        value: Value = self.values[tensor]
-        return value
+        return self.values[tensor]
 
 
 def _location(frame: Any) -> str:
@@ -212,9 +224,9 @@ def _location(frame: Any) -> str:
     while frame is not None and frame.f_code.co_filename != __file__:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, "<")):
-            return f"{Path(name).name}:{frame.f_lineno}"
+            return f"{name[name.rfind('/') + 1 :]}:{frame.f_lineno}"
         if inside is None and name.startswith(_TORCH_NN):
-            inside = f"torch/{Path(name).relative_to(_TORCH)}:{frame.f_lineno}"
+            inside = f"torch/{name[len(_TORCH) :]}:{frame.f_lineno}"
         frame = frame.f_back
     return inside or "unknown line"
 

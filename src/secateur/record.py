@@ -80,9 +80,9 @@ class Trace:
 
     @cached_property
     def unread(self) -> tuple[str, ...]:
-        """Keys of the tensors that no operator read, such as those of a head used only in training."""
+        """Keys of the parameters that no operator read, such as those of a head used only in training."""
         read = {v.index for op in self.ops for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)}
-        return tuple(key for key, value in self.tensors.items() if value.index not in read)
+        return tuple(k for k, v in self.tensors.items() if v.index not in read and v.source == "parameter")
 
     @cached_property
     def essential(self) -> tuple[Op, ...]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-from torch.utils import _pytree as pytree
-from torch.utils.weak import WeakIdKeyDictionary
+
+from secateur.tensors import Identities, map_tensors
 
 aten = torch.ops.aten
 _LIMIT = 1 << 22  # elements: masks and positions are small; what is larger is data
@@ -27,7 +27,7 @@ class Shadows:
     """Real values beside fake tensors, where they don't depend on parameters."""
 
     def __init__(self) -> None:
-        self.values = WeakIdKeyDictionary()
+        self.values = Identities()
 
     def set(self, fake: Tensor, value: Tensor) -> None:
         """Give a constant or an input its value."""
@@ -37,7 +37,9 @@ class Shadows:
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute an operator on shadows, if all its tensors have one."""
-        tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors: list[Tensor] = []
+        map_tensors(tensors.append, args)
+        map_tensors(tensors.append, kwargs)
         if func in _UNIFORM and out.numel() <= _LIMIT:  # random paths of training (layer drop): nothing is dropped
             with unset_fake_temporarily():
                 self.values[out] = torch.full(out.shape, 0.999, dtype=out.dtype)
@@ -48,7 +50,7 @@ class Shadows:
             return
         if sum(t.numel() for t in _outputs(out)) > _LIMIT:
             return
-        real_args, real_kwargs = pytree.tree_map_only(Tensor, self.values.__getitem__, (args, kwargs))
+        real_args, real_kwargs = (map_tensors(self.values.__getitem__, a) for a in (args, kwargs))
         with unset_fake_temporarily():
             result = func(*real_args, **real_kwargs)
         for t, value in zip(_outputs(out), _outputs(result), strict=True):
@@ -57,8 +59,7 @@ class Shadows:
     def _forget(self, written: list[Tensor]) -> None:
         """Something without a shadow was written into these: they and all views of them are unknown now."""
         lost = {self.values[t].untyped_storage().data_ptr() for t in written if t in self.values}
-        held = self.values.items() if lost else ()  # type: ignore[no-untyped-call]
-        for t, value in list(held):
+        for t, value in list(self.values.items()) if lost else ():
             if value.untyped_storage().data_ptr() in lost:
                 del self.values[t]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,42 @@ def tensors_in(value: Any) -> list[Tensor]:
     if hasattr(value, "__dict__"):
         return [t for v in vars(value).values() if v is not value for t in tensors_in(v)]
     return []
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """A call's arguments with something in place of each tensor. Arguments nest in lists, tuples and dicts alone."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)([map_tensors(function, v) for v in value])
+    if isinstance(value, dict):
+        return {k: map_tensors(function, v) for k, v in value.items()}
+    return value
+
+
+class Identities(MutableMapping[Tensor, Any]):
+    """Things by tensor, compared by identity. It keeps its tensors alive, so that no identity is used twice."""
+
+    def __init__(self) -> None:
+        self._items: dict[int, tuple[Tensor, Any]] = {}
+
+    def __getitem__(self, key: Tensor) -> Any:
+        return self._items[id(key)][1]
+
+    def __setitem__(self, key: Tensor, value: Any) -> None:
+        self._items[id(key)] = (key, value)
+
+    def __delitem__(self, key: Tensor) -> None:
+        del self._items[id(key)]
+
+    def __contains__(self, key: object) -> bool:
+        return id(key) in self._items
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([key for key, _ in self._items.values()])
+
+    def __len__(self) -> int:
+        return len(self._items)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
