@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from secateur import metadata
+from secateur import metadata, shadows
 from secateur.errors import CaptureError
 from secateur.forward import module_stack, plain_forward, quiet
 from secateur.record import SKIPPED, Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, settle
@@ -38,6 +38,7 @@ from secateur.tensors import (
 )
 
 _TORCH = f"{Path(torch.__file__).parent}/"
+_OURS = (__file__, metadata.__file__, shadows.__file__)
 _TORCH_NN = f"{_TORCH}nn/"
 
 
@@ -240,7 +241,7 @@ def _explain(error: Exception, recorder: _Recorder, model: nn.Module) -> Forward
         frame = trace.tb_frame
         if (owner := names.get(id(frame.f_locals.get("self")))) is not None:
             fqn = owner
-        if not frame.f_code.co_filename.startswith((_TORCH, __file__)):
+        if not frame.f_code.co_filename.startswith((_TORCH, *_OURS)):
             location = f"{Path(frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     shapes = ", ".join(str(list(v.shape)) for v in recorder.inputs)

@@ -3,6 +3,7 @@
 Fake tensors find the shape of an output by running the meta kernel of the operator through several Python layers, which
 takes most of a capture. The answer depends on shapes, strides, dtypes and plain arguments alone, so that a second call
 like a first one is answered from here, in this capture and in every later one.
+"""
 
 from __future__ import annotations
 
