@@ -111,7 +111,7 @@ SMALLEST = {  # module of timm.models -> network; chosen by parameter count on t
     "xcit": "xcit_nano_12_p8_224",
 }
 EXTRA = (
-    "botnet26t_256", "caformer_s18", "coatnet_nano_rw_224", "eva02_tiny_patch14_224", "lambda_resnet26t",
+    "botnet26t_256", "caformer_s18", "coatnet_nano_rw_224", "eva02_tiny_patch14_336", "lambda_resnet26t",
     "mixer_s32_224", "resmlp_12_224", "vit_relpos_small_patch16_224",
 )  # fmt: skip
 _IMAGE = {  # smaller images than those that the network was made for: the same operators in less time
