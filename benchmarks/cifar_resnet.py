@@ -68,13 +68,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an npz file")
     parser.add_argument("--models", nargs="+", default=list(FILES), choices=list(FILES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="for random pruning and example inputs")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     val = load_split(args.data, "val")
     rows = []
     for name in args.models:
         dense = load_weights(name, args.weights)
         cost = secateur.trace(dense, torch.zeros(1, 3, 32, 32)).cost()
-        base = {"model": name, "batch": 1, "machine": machine()}
+        base = {"model": name, "batch": 1, "threads": args.threads, "machine": machine()}
         row = {"method": "dense", "accuracy": evaluate(dense, val).accuracy, "params": cost.params, "macs": cost.macs}
         one = torch.randn(1, 3, 32, 32)
         rows.append({**base, **row, "latency ms": latency(dense, one).median_ms})

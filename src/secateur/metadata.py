@@ -35,17 +35,15 @@ def run(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
 
 
 def _key(func: Any, args: Any, kwargs: Any) -> Any:
-    """All that the output depends on; None for operators that depend on more, or take no tensor."""
+    """All that the output depends on; None for operators that depend on more."""
     if torch.Tag.inplace_view in func.tags or torch.Tag.nondeterministic_seeded in func.tags:
         return None
-    found: list[Tensor] = []
 
     def describe(tensor: Tensor) -> Any:
-        found.append(tensor)
         return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
-    key = (func, _hashable(map_tensors(describe, args)), _hashable(map_tensors(describe, kwargs)))
-    return key if found else None
+    described = (_hashable(map_tensors(describe, args)), _hashable(map_tensors(describe, kwargs)))
+    return func, torch.get_default_dtype(), *described
 
 
 def _hashable(value: Any) -> Any:

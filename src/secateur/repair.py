@@ -31,6 +31,7 @@ from secateur.verification import compare
 
 _FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
 _MAX_TRIALS = 24
+_MAX_SINGLE = 6  # leaves that are frozen alone, to see whether one is enough
 _UNKNOWN = 99  # axes wrong where a message names none: any that does is progress
 
 
@@ -261,15 +262,25 @@ class Repairer:
     def _freeze(self, failure: Failure) -> None:
         """Keep what nothing explains: the wrong axes, or what changes near them, here and in alike modules."""
         reason = f"no number or equation explains it: {failure.text}"
+        parts = with_parts((*failure.wrong, *failure.near))
+        single = {id(s.dim): s for s in parts if isinstance(s.dim, Leaf) and s.dim.frozen is None}
+        for slot in sorted(single.values(), key=lambda s: s.dim.size)[:_MAX_SINGLE]:
+            undo = impose(self.graph, [Relation(self._free_leaves(failure, [slot]), ())], reason)
+            after = self.attempt(self.bindings)
+            if after is None or after.op.index > failure.op.index:
+                return
+            undo()
         for slots in self._to_blame(failure):
-            dims = [s.dim for s in slots]
-            for twin in self._twins(failure.op.fqn):
-                dims += [d for s in slots if (d := self._at(failure.op.fqn, twin, s)) is not None]
-            if changed := [leaf for d in dims for leaf in leaves(d) if leaf.frozen is None]:
-                break
-        for leaf in changed:
-            leaf.frozen = reason
-        self.graph.refresh()
+            if changed := self._free_leaves(failure, slots):
+                impose(self.graph, [Relation(changed, ())], reason)
+                return
+
+    def _free_leaves(self, failure: Failure, slots: list[Slot]) -> tuple[Leaf, ...]:
+        """What may shrink at these places, and at the same places in alike modules."""
+        dims = [s.dim for s in slots]
+        for twin in self._twins(failure.op.fqn):
+            dims += [d for s in slots if (d := self._at(failure.op.fqn, twin, s)) is not None]
+        return tuple(dict.fromkeys(leaf for d in dims for leaf in leaves(d) if leaf.frozen is None))
 
     def _to_blame(self, failure: Failure) -> Iterator[list[Slot]]:
         """Wider and wider circles around a failure; the last one is the whole network."""

@@ -35,6 +35,9 @@ def batch_norm(op: Node, x: Axes, weight: Axes | None, bias: Axes | None, *rest:
     for param in (weight, bias, *statistics):
         if param is not None:
             op.equate(param[0], x[1])
+    if next((flag for flag in rest if isinstance(flag, bool)), False):  # over the batch: of weights that are its rows
+        others = {axis: d for axis, d in enumerate(x) if axis != 1}
+        op.renormalise(list(others.values()), partial(_first_across, dims=others))
     op.out(*x)
     for value in op.op.outputs[1:3]:
         if value is not None:
@@ -128,11 +131,12 @@ def group_norm(
         op.out(x[0], groups)
 
 
-def _weight_norm_reference(
+def _first_across(
     target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keep: Keep, dims: dict[int, Dim]
 ) -> tuple[Tensor, ...]:
-    v, *rest = args
-    return _across(keep, dims, v, lambda small: target(small, *rest, **kwargs))
+    """The operator on the kept indices of some axes of its first argument."""
+    x, *rest = args
+    return _across(keep, dims, x, lambda small: target(small, *rest, **kwargs))
 
 
 @OP_RULES.register(aten._weight_norm_interface.default)
@@ -140,7 +144,7 @@ def weight_norm(op: Node, v: Axes, g: Axes, dim: int = 0) -> None:
     """out[o, i, …] = g[o] * v[o, i, …] / sqrt(sum_{i, …} v[o, i, …]^2)"""
     op.equate(g[dim], v[dim])
     others = {axis: d for axis, d in enumerate(v) if axis != dim % len(v)}
-    op.renormalise(list(others.values()), partial(_weight_norm_reference, dims=others))
+    op.renormalise(list(others.values()), partial(_first_across, dims=others))
     op.role(g, "scale")
     op.out(*v)
     op.out(*g)
