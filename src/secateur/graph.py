@@ -106,7 +106,7 @@ def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
     Cost(params=26, macs=20)
     """
     record = capture(model, inputs, is_fake=is_fake)
-    training = _training_record(model, inputs) if is_fake and record.unread else None
+    training = _training_record(model, inputs) if record.unread else None
     return Graph(record, solve(record, training))
 
 
