@@ -4,19 +4,24 @@ plan = secateur.plan(model, inputs, secateur.Budget(macs=0.5))
 small = secateur.apply(model, plan)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from secateur._version import __version__
 from secateur.allocate import Budget, Global, Uniform
-from secateur.compression import CompressConfig, Compressed, compress
 from secateur.criteria import CRITERIA, Criterion
 from secateur.dims.rule import OP_RULES
 from secateur.errors import SecateurError
-from secateur.files import load, save
-from secateur.frameworks.export import ExportReport, export
 from secateur.graph import Graph, trace
 from secateur.planning import PruneConfig, plan
 from secateur.plans import Plan, compose
 from secateur.surgery import apply, apply_
 from secateur.verification import VerifyReport, verify
+
+if TYPE_CHECKING:
+    from secateur.compression import CompressConfig, Compressed, compress
+    from secateur.files import load, save
+    from secateur.frameworks.export import ExportReport, export
 
 __all__ = [
     "CRITERIA",
@@ -45,3 +50,20 @@ __all__ = [
     "trace",
     "verify",
 ]
+
+# What trains, stores and exports is imported when it is first asked for, so that `import secateur` stays quick.
+_LATER = {
+    "CompressConfig": "secateur.compression",
+    "Compressed": "secateur.compression",
+    "ExportReport": "secateur.frameworks.export",
+    "compress": "secateur.compression",
+    "export": "secateur.frameworks.export",
+    "load": "secateur.files",
+    "save": "secateur.files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'secateur' has no attribute {name!r}")
