@@ -19,7 +19,7 @@ from secateur.dims.algebra import Dim, Leaf, kept, leaves
 from secateur.dims.rule import Position, Read
 from secateur.forward import plain_forward
 from secateur.graph import Graph
-from secateur.record import SKIPPED, Op, is_copy, settle
+from secateur.record import SKIPPED, Op, is_constant_copy, is_copy, settle
 from secateur.tensors import Inputs, on_device, tensors_in
 
 _N_SAMPLES = 64
@@ -96,7 +96,7 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in SKIPPED or is_copy(func, (), None):
+        if func in SKIPPED or is_constant_copy(func):
             return func(*args, **kwargs)
         ops = self.graph.trace.essential
         op = ops[self.at] if self.at < len(ops) else None
