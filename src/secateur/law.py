@@ -12,15 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
 from secateur.dims.algebra import Dim, Leaf, kept, leaves
 from secateur.dims.rule import Position, Read
-from secateur.forward import plain_forward
 from secateur.graph import Graph
-from secateur.record import SKIPPED, Op, is_constant_copy, is_copy, settle
-from secateur.tensors import Inputs, on_device, tensors_in
+from secateur.observe import Follower, passes
+from secateur.record import Op, settle
 
 _N_SAMPLES = 64
 _STRUCTURAL = 1e-2
@@ -40,7 +38,7 @@ class Sampler:
 
     def operator(self, func: Any, args: Any, out: Any) -> None:
         """Called after each operator."""
-        if not _passes(func, args, out):
+        if not passes(func, args, out):
             if (first := _first(out)) is not None:
                 self.samples[self.at] = first[_places(first.shape)].double(), _largest(first)
             self.at += 1
@@ -50,14 +48,7 @@ class Sampler:
         self.results = tensors
 
 
-def run(model: nn.Module, inputs: Inputs, mode: TorchDispatchMode) -> list[Tensor]:
-    """The tensors that a model gives, run in eval mode under a dispatch mode, on its own device."""
-    args, kwargs = on_device(model, inputs)
-    with plain_forward(model), mode:
-        return tensors_in(model(*args, **kwargs))
-
-
-class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Law(Follower):
     """Runs the original as if the dropped indices were not there, and compares each operator with the samples.
 
     Args:
@@ -75,13 +66,11 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scales: Mapping[int, Mapping[Position, Any]],
         samples: Samples,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(graph.trace)
         self.graph = graph
         self.leaf_keep = keep
         self.scales = scales
         self.samples = samples
-        self.at = 0
-        self.problem = ""
         self.reads: dict[int, list[Read]] = {}
         for read in graph.solution.reads:
             if self._shrinks(read.dim):
@@ -94,20 +83,8 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Kept indices of a dim."""
         return kept(dim, self.leaf_keep)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in SKIPPED or is_constant_copy(func):
-            return func(*args, **kwargs)
-        ops = self.graph.trace.essential
-        op = ops[self.at] if self.at < len(ops) else None
-        if op is None or op.target is not func:
-            out = func(*args, **kwargs)
-            if not _passes(func, args, out):
-                expected = "nothing" if op is None else op.where
-                self.problem = self.problem or f"the real run calls {func} where the record has {expected}"
-            return out
-        place, i = self.at, op.index
-        self.at += 1
+    def call(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        i = op.index
         for position, value in self.scales.get(i, {}).items():
             old = args[position] if isinstance(position, int) else kwargs[position]
             new = torch.full_like(old, value) if isinstance(old, Tensor) else value
@@ -117,7 +94,7 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args, kwargs = _put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
         reference = self.references.get(i)
         out = settle(func, func(*args, **kwargs)) if reference is None else reference(func, args, kwargs, self.keep)
-        self._compare(op, place, out, args)
+        self._compare(op, self.place, out, args)
         return out
 
     def _shrinks(self, dim: Dim) -> bool:
@@ -143,12 +120,6 @@ class Law(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scale = max([largest, 1e-3 * max([_largest(a) for a in args if isinstance(a, Tensor)], default=0.0)])
         if not torch.equal(mine.isfinite(), values.isfinite()) or gap > _STRUCTURAL * scale:
             self.problem = f"values first differ, by {gap:.2g} where the largest is {largest:.2g}, at {op.where}"
-
-
-def _passes(func: Any, args: Any, out: Any) -> bool:
-    """True for a call that is no part of the essential record."""
-    shapes = (getattr(t, "shape", None) for t in (args[0] if args else None, out))
-    return func in SKIPPED or is_copy(func, *shapes)
 
 
 def _first(out: Any) -> Tensor | None:

@@ -19,7 +19,8 @@ from secateur.dims.algebra import Dim, Leaf, count, kept, leaves
 from secateur.dims.rule import Position
 from secateur.errors import CaptureError, PlanError
 from secateur.graph import Graph, trace
-from secateur.law import Law, Sampler, run
+from secateur.law import Law, Sampler
+from secateur.observe import run
 from secateur.plans import Plan
 from secateur.record import Op, Trace, Value
 from secateur.specs import from_spec
