@@ -48,7 +48,7 @@ class Sampler:
         self.results = tensors
 
 
-class Law(Follower):
+class Law(Follower):  # type: ignore[no-untyped-call]
     """Runs the original as if the dropped indices were not there, and compares each operator with the samples.
 
     Args:

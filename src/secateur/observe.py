@@ -52,7 +52,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.call(op, func, args, kwargs)
 
 
-class _Observer(Follower):
+class _Observer(Follower):  # type: ignore[no-untyped-call]
     def __init__(self, trace: Trace, watch: Watch, only: Collection[int] | None) -> None:
         super().__init__(trace)
         self.watch = watch
