@@ -118,7 +118,7 @@ def plan(
         allocation = allocate({g.name: scores[g.name] for g in chosen}, _space(graph, chosen), budget, method)
     made_with = {
         "criterion": to_dict(criterion) if type(criterion).name != "function" else {"name": "function"},
-        "method": {"name": type(method).__name__.lower(), **asdict(method)},
+        "method": {"name": method.name, **asdict(method)},
         "budget": budget.asked(),
         "ignore": list(config.ignore),
         "seed": config.seed,

@@ -1,6 +1,9 @@
 """Allocation: scores and a budget in, the kept indices of every group out."""
 
 from secateur.allocate.budget import Budget, Space
+from secateur.allocate.curves import ErrorCurve, curve_of
+from secateur.allocate.dynamic import DynamicProgram, knapsack
+from secateur.allocate.lagrangian import Lagrangian
 from secateur.allocate.methods import ALLOCATIONS, AllocationMethod, Global, Uniform, make_method
 from secateur.allocate.solve import Allocation, allocate
 from secateur.dims.cost import Cost
@@ -11,9 +14,14 @@ __all__ = [
     "AllocationMethod",
     "Budget",
     "Cost",
+    "DynamicProgram",
+    "ErrorCurve",
     "Global",
+    "Lagrangian",
     "Space",
     "Uniform",
     "allocate",
+    "curve_of",
+    "knapsack",
     "make_method",
 ]

@@ -1,4 +1,4 @@
-"""How a budget is shared out: a method puts a price on every step of every group, and the cheapest steps go first."""
+"""How a budget is shared out. Most methods put a price on every step of a group, and the cheapest steps go first."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from secateur.allocate.blocks import Block
+from secateur.allocate.steps import edges, price_steps, step_gains, step_units
+from secateur.allocate.walk import Meter, spend
 from secateur.errors import ConfigError
 from secateur.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
 class AllocationMethod(ABC):
-    """An order in which groups grow from their floors to their full widths, until the budget is used up.
+    """A way to choose how many units each group keeps.
 
     Args:
         floor: the smallest fraction that any group keeps, in [0, 1]; at least 1 unit is always kept.
@@ -37,14 +38,31 @@ class AllocationMethod(ABC):
             )
 
     @abstractmethod
-    def prices(self, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> list[Tensor]:
-        """Price the steps of each block; among all blocks, steps are taken in ascending price.
+    def choose(self, blocks: Sequence[Block], gains: Mapping[str, Tensor], meter: Meter) -> tuple[Tensor, list[str]]:
+        """Choose the level of every block.
 
         Args:
-            scores: by group, (size,) float64 on the CPU in descending order.
+            gains: by group, (size,) float64 on the CPU: what each unit saves, of the best unit first.
+        Returns:
+            (len(blocks),) int64 levels, and notes: why the budget is missed, if it is.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteppingMethod(AllocationMethod):
+    """An order in which groups grow from their floors to their full widths, until the budget is used up."""
+
+    @abstractmethod
+    def prices(self, blocks: Sequence[Block], gains: Mapping[str, Tensor]) -> list[Tensor]:
+        """Price the steps of each block; among all blocks, steps are taken in ascending price.
+
         Returns:
             per block, (highest - lowest,) float64, never falling; entry i prices the step to level lowest + i + 1.
         """
+
+    def choose(self, blocks: Sequence[Block], gains: Mapping[str, Tensor], meter: Meter) -> tuple[Tensor, list[str]]:
+        """Take the cheapest steps that fit."""
+        return spend(blocks, self.prices(blocks, gains), meter)
 
 
 ALLOCATIONS: Registry[str, type[AllocationMethod]] = Registry("allocation method")
@@ -52,7 +70,7 @@ ALLOCATIONS: Registry[str, type[AllocationMethod]] = Registry("allocation method
 
 @ALLOCATIONS.register("uniform")
 @dataclass(frozen=True, kw_only=True)
-class Uniform(AllocationMethod):
+class Uniform(SteppingMethod):
     """Every group keeps the same fraction f of its width, as near as its steps allow.
 
     price(j -> j + 1) = (n(j) + n(j + 1)) / (2 * unit): the fraction f from which level j + 1 is nearer than level j.
@@ -65,18 +83,15 @@ class Uniform(AllocationMethod):
 
     name: ClassVar[str] = "uniform"
 
-    def prices(self, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> list[Tensor]:
+    def prices(self, blocks: Sequence[Block], gains: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the fraction at which each step is due."""
-        found = []
-        for block in blocks:
-            edges = _edges(block)
-            found.append((edges[1:] + edges[:-1]).double() / (2 * block.unit))
-        return found
+        shares = [edges(block) for block in blocks]
+        return [(n[1:] + n[:-1]).double() / (2 * block.unit) for n, block in zip(shares, blocks, strict=True)]
 
 
 @ALLOCATIONS.register("global")
 @dataclass(frozen=True, kw_only=True)
-class Global(AllocationMethod):
+class Global(SteppingMethod):
     """One threshold over the scores of all groups: what scores above it stays, and every group keeps its floor.
 
     price(j -> j + 1) = -mean of the scores of the units that the step adds, over all groups of the block. Needs scores
@@ -88,20 +103,9 @@ class Global(AllocationMethod):
 
     name: ClassVar[str] = "global"
 
-    def prices(self, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> list[Tensor]:
+    def prices(self, blocks: Sequence[Block], gains: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the negative mean score of what each step adds."""
-        found = []
-        for block in blocks:
-            edges = _edges(block)
-            added = torch.zeros(len(edges) - 1, dtype=torch.float64)
-            for name, size in zip(block.names, block.sizes, strict=True):
-                ends = edges * size // block.unit
-                which = torch.repeat_interleave(torch.arange(len(added)), ends.diff())
-                added.index_add_(0, which, scores[name][ends[0] : ends[-1]])
-            n_units = edges.diff() * sum(block.sizes) // block.unit
-            # Scores fall within each group, so means fall too; cummax only removes rounding errors.
-            found.append((-added / n_units).cummax(0).values if len(added) else added)
-        return found
+        return [price_steps(step_gains(block, gains), step_units(block)) for block in blocks]
 
 
 def make_method(spec: str | AllocationMethod) -> AllocationMethod:
@@ -117,8 +121,3 @@ def make_method(spec: str | AllocationMethod) -> AllocationMethod:
     raise ConfigError(
         f"{spec!r} is no allocation method. Pass Uniform(), Global(), or a name: {', '.join(ALLOCATIONS)}."
     )
-
-
-def _edges(block: Block) -> Tensor:
-    """Return n(level) for the levels from lowest to highest, int64."""
-    return (torch.arange(block.lowest, block.highest + 1) * block.stride).clamp(max=block.unit)

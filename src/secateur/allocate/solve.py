@@ -10,8 +10,9 @@ from torch import Tensor
 
 from secateur.allocate.blocks import make_blocks
 from secateur.allocate.budget import Budget, Space
+from secateur.allocate.curves import ErrorCurve, ranked
 from secateur.allocate.methods import AllocationMethod, make_method
-from secateur.allocate.walk import Meter, spend
+from secateur.allocate.walk import Meter
 from secateur.errors import ConfigError, GroupError
 
 
@@ -31,7 +32,10 @@ class Allocation:
 
 
 def allocate(
-    scores: Mapping[str, Tensor], space: Space, budget: Budget, method: AllocationMethod | str = "global"
+    scores: Mapping[str, Tensor | ErrorCurve],
+    space: Space,
+    budget: Budget,
+    method: AllocationMethod | str = "global",
 ) -> Allocation:
     """Choose what each scored group keeps so that the model fits the budget.
 
@@ -39,7 +43,8 @@ def allocate(
     scores the lower index stays; the same input gives the same output.
 
     Args:
-        scores: by group, (size,), any device, larger = keep. Groups of the space without scores keep all.
+        scores: by group, (size,), any device, larger = keep; or an `ErrorCurve`, whose units stay in its own order.
+            Groups of the space without scores keep all.
         method: an allocation method or its registered name.
     Raises:
         ConfigError: there are no scores, or scores of a group that the space does not have.
@@ -55,26 +60,23 @@ def allocate(
     """
     method = make_method(method)
     _check(scores, space)
-    ranked = {
-        name: torch.sort(values.detach().cpu().double(), descending=True, stable=True)
-        for name, values in scores.items()
-    }
+    units = {name: ranked(values) for name, values in scores.items()}
     blocks, notes = make_blocks(space, scores.keys(), method.floor, method.round_to)
-    prices = method.prices(blocks, {name: values for name, (values, _) in ranked.items()})
     meter = Meter(blocks, space, budget)
-    levels, missed = spend(blocks, prices, meter)
+    levels, missed = method.choose(blocks, {name: gains for name, (gains, _) in units.items()}, meter)
     counts = meter.counts(levels)
-    keep = {name: tuple(order[: counts[name]].sort().values.tolist()) for name, (_, order) in ranked.items()}
+    keep = {name: tuple(order[: counts[name]].sort().values.tolist()) for name, (_, order) in units.items()}
     return Allocation(keep, meter.fractions(levels), (*notes, *missed))
 
 
-def _check(scores: Mapping[str, Tensor], space: Space) -> None:
+def _check(scores: Mapping[str, Tensor | ErrorCurve], space: Space) -> None:
     if not scores:
         raise ConfigError("There are no scores, so nothing can be pruned. Free a group: all are frozen or ignored.")
     if unknown := [name for name in scores if name not in space.sizes]:
         raise ConfigError(f"Scores name {', '.join(map(repr, unknown))}, which the space does not have.")
     for name, values in scores.items():
-        if values.shape != (space.sizes[name],):
-            raise GroupError(f"Scores of '{name}' have shape {tuple(values.shape)}; its size is {space.sizes[name]}.")
-        if not torch.isfinite(values).all():
+        shape = tuple(values.order.shape if isinstance(values, ErrorCurve) else values.shape)
+        if shape != (space.sizes[name],):
+            raise GroupError(f"Scores of '{name}' have shape {shape}; its size is {space.sizes[name]}.")
+        if isinstance(values, Tensor) and not torch.isfinite(values).all():
             raise GroupError(f"Scores of '{name}' hold NaN or Inf. Score with score_groups, which names the weights.")

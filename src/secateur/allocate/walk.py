@@ -88,7 +88,7 @@ def spend(blocks: Sequence[Block], prices: Sequence[Tensor], meter: Meter) -> tu
         skipped.append(blocks[coarse])
         steps = steps[n_taken:]
         steps = steps[steps != coarse]
-    return levels, _shortfall(meter, levels, skipped)
+    return levels, shortfall(meter, levels, skipped)
 
 
 def _after(steps: Tensor, levels: Tensor) -> Tensor:
@@ -118,8 +118,12 @@ def _out_of_reach(meter: Meter, levels: Tensor) -> list[str]:
     ]
 
 
-def _shortfall(meter: Meter, levels: Tensor, skipped: Sequence[Block]) -> list[str]:
-    """Return a note for each fraction that ends more than the tolerance below what was asked."""
+def shortfall(meter: Meter, levels: Tensor, skipped: Sequence[Block] = ()) -> list[str]:
+    """Return a note for each fraction that ends more than the tolerance below what was asked.
+
+    Args:
+        skipped: blocks whose next step was too coarse.
+    """
     slacks = meter.slack(levels)
     tightest = min(slacks, key=lambda name: slacks[name])
     notes = []
@@ -128,6 +132,8 @@ def _shortfall(meter: Meter, levels: Tensor, skipped: Sequence[Block]) -> list[s
             continue
         if slacks[tightest] <= TOLERANCE:
             reason = f"{tightest}={meter.asked[tightest]:g} is the tighter budget."
+        elif not skipped:
+            reason = "the allocation method takes no further step."
         else:
             reason = (
                 f"one more step of {', '.join(map(str, skipped[:3]))}{' and others' * (len(skipped) > 3)} would exceed "
