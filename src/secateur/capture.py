@@ -1,45 +1,30 @@
-"""Capture: one forward on fake tensors, recorded as a list of ATen operators.
+"""Capture: one forward on tensors without memory, recorded as a list of ATen operators.
 
-The user's own `forward` runs once. Parameters, buffers and inputs are replaced by fake tensors at the moment an
+The user's own `forward` runs once. Parameters, buffers and inputs are replaced by their twins at the moment an
 operator reads them, so nothing is allocated or computed, a model on the meta device works, and the model's own tensors
 are recognised by identity wherever its code found them: in a module, a list, a closure, or Keras' variable store.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Mapping, MutableMapping
-from pathlib import Path
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from secateur import metadata, shadows
 from secateur.errors import CaptureError
-from secateur.forward import module_stack, plain_forward, quiet
-from secateur.record import SKIPPED, Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, settle
+from secateur.forward import plain_forward, quiet
+from secateur.places import Places
+from secateur.record import Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, settle
 from secateur.shadows import Shadows
-from secateur.tensors import (
-    Identities,
-    Inputs,
-    as_call,
-    fake,
-    fake_copy,
-    map_tensors,
-    named_tensors,
-    on_device,
-    tensors_in,
-)
+from secateur.tensors import Identities, Inputs, as_call, named_tensors, on_device, skeleton, tensors_in
+from secateur.twins import Twin, run, twin
 
-_TORCH = f"{Path(torch.__file__).parent}/"
-_OURS = (__file__, metadata.__file__, shadows.__file__)
-_TORCH_NN = f"{_TORCH}nn/"
+_CPU = torch.device("cpu")
 
 
 class Watcher(Protocol):
@@ -58,10 +43,9 @@ def capture(
     *,
     is_fake: bool = True,
     is_training: bool = False,
-    fake_mode: FakeTensorMode | None = None,
     watch: Watcher | None = None,
 ) -> Trace:
-    """Run `model` once on fake tensors, in eval mode and without gradients, and record every ATen operator.
+    """Run `model` once on twins, in eval mode and without gradients, and record every ATen operator.
 
     Args:
         model: any module. Its parameters may be on any device, the meta device included, frozen or not.
@@ -69,10 +53,9 @@ def capture(
             Only shapes and dtypes are used; tensors on the meta device will do.
         is_fake: False runs on the real tensors, and computes.
         is_training: True runs in training mode instead, to see what only training uses.
-        fake_mode: given where the model's tensors are fake ones of this mode already.
         watch: is told of each operator and of the result.
     Returns:
-        The record. The model is left as it was found, training flags included; on fake tensors nothing is allocated.
+        The record. The model is left as it was found, training flags included; on twins nothing is allocated.
     Raises:
         CaptureError: the model has no parameters or gives no tensor, or its forward failed, with the line where it did.
     """
@@ -81,23 +64,17 @@ def capture(
             f"{type(model).__name__} has no parameters, so there is nothing to make smaller."
             " Pass the module that holds them."
         )
-    if is_fake and fake_mode is None:
-        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        if any(p.is_meta for p in model.parameters()):  # torch's own checks compare devices
-            model = fake_copy(model, fake_mode)
-    recorder = _Recorder(fake_mode, named_tensors(model), watch)
+    if is_fake and any(p.is_meta for p in model.parameters()):  # torch's own checks compare devices
+        model = skeleton(model)
+    recorder = _Recorder(model, is_fake, watch)
     args, kwargs = as_call(inputs) if is_fake else on_device(model, inputs)
-    with (
-        plain_forward(model, is_training=is_training),
-        module_stack(model, recorder.stack),
-        fake_mode or contextlib.nullcontext(),
-    ):
-        args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
+    with plain_forward(model, is_training=is_training):
         try:
             with recorder, quiet():
                 result = model(*args, **kwargs)
         except Exception as error:
-            raise _explain(error, recorder, model) from error
+            raise recorder.explain(error) from error
     if not tensors_in(result):
         raise CaptureError(
             f"The forward of {type(model).__name__} gave {type(result).__name__} with no tensor in it."
@@ -109,146 +86,141 @@ def capture(
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records operators; swaps the model's real tensors for fake ones as they come by."""
+    """Records operators; swaps the model's real tensors for their twins as they come by."""
 
-    def __init__(self, fake_mode: FakeTensorMode | None, tensors: Mapping[str, Tensor], watch: Watcher | None) -> None:
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise each call goes through a wrapper that takes as long as the dispatch itself
+
+    def __init__(self, model: nn.Module, is_fake: bool, watch: Watcher | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.fake_mode = fake_mode
+        self.kind = type(model).__name__
+        self.is_fake = is_fake
         self.watch = watch
+        self.places = Places(model, __file__)
         self.shadows = Shadows()
-        self.stack: list[str] = [""]
         self.ops: list[Op] = []
         self.n_values = 0
-        self.attempted = ("", "")
-        self.values: MutableMapping[Tensor, Value] = Identities() if fake_mode else WeakIdKeyDictionary()
-        self.fakes: dict[int, Tensor] = {}  # id of a real tensor -> its fake twin
-        self.alive: list[Tensor] = []  # ids stay unique only while their tensors live
+        self.values: MutableMapping[Tensor, Value] = Identities() if is_fake else WeakIdKeyDictionary()
+        self.twins = Identities()  # by real tensor
         self.names: dict[int, str] = {}
         self.tensors: dict[str, Value] = {}
         self.tied: dict[str, str] = {}
         self.inputs: list[Value] = []
-        for key, tensor in tensors.items():
+        self.alive = named_tensors(model)  # ids stay unique only while their tensors live
+        for key, tensor in self.alive.items():
             first = self.names.setdefault(id(tensor), key)
             if first != key:
                 self.tied[key] = first
-                continue
-            self.alive.append(tensor)
-            source = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-            self.tensors[key] = self._value(tensor, source, key)
+            else:
+                source = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+                self.tensors[key] = self._value(tensor, source, key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in SKIPPED:
-            device = args[0].device
-            return torch.device("cpu") if device.type == "meta" and self.fake_mode else device
-        kwargs = kwargs or {}
-        if self.fake_mode and (device := kwargs.get("device")) is not None and torch.device(device).type == "meta":
-            kwargs = {**kwargs, "device": torch.device("cpu")}
-        location = _location(sys._getframe(1))
-        self.attempted = (self.stack[-1], location)
-        args, kwargs = map_tensors(self._fake, args), map_tensors(self._fake, kwargs)
-        seen, seen_kwargs = map_tensors(self._lookup, args), map_tensors(self._lookup, kwargs)
-        out = self.shadows.answer(func, args) if self.fake_mode else NotImplemented
-        if out is NotImplemented:
-            if self.fake_mode:
-                out = metadata.run(func, args, kwargs, self.fake_mode)
-                self.shadows.follow(func, args, kwargs, out)
-            else:
-                out = settle(func, func(*args, **kwargs))
+        fqn, location = self.places.here()
+        args, seen = self._take(args)
+        named, seen_named = self._take_named(kwargs) if kwargs else ({}, {})
+        if self.is_fake:
+            out = self._run(func, args, named)
+        else:
+            out = settle(func, func(*args, **named))
         outs = out if isinstance(out, tuple | list) else (out,)
         if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
                 self.values[t] = self._value(t, "op")
-        if (
-            is_constant_copy(func)
-            and isinstance(seen[0], Value)
-            and seen[0].number is not None
-            and out not in self.values
-        ):
-            self.values[out] = self._value(out, "op", number=seen[0].number)
-        values = tuple(self._lookup(t) if isinstance(t, Tensor) else None for t in outs)
-        self.ops.append(Op(len(self.ops), func, tuple(seen), seen_kwargs, values, self.stack[-1], location))
+        elif is_constant_copy(func) and isinstance(seen[0], Value) and seen[0].number is not None:
+            self._value_of(out, seen[0].number)
+        values = tuple([self._value_of(t) if isinstance(t, Tensor) else None for t in outs])
+        self.ops.append(Op(len(self.ops), func, tuple(seen), seen_named, values, fqn, location))
         if self.watch is not None:
             self.watch.operator(func, args, out)
         return out
 
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operator on twins; where they are known, values answer what code asks about them."""
+        out = self.shadows.answer(func, args)
+        if out is NotImplemented:
+            if (device := kwargs.get("device")) is not None and torch.device(device).type == "meta":
+                kwargs["device"] = _CPU
+            out = run(func, args, kwargs)
+            self.shadows.follow(func, args, kwargs, out)
+        return out
+
+    def _take(self, args: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+        """Arguments with twins in place of real tensors, and with values in place of twins."""
+        taken: list[Any] = []
+        seen: list[Any] = []
+        for a in args:
+            if isinstance(a, Tensor):
+                a = a if type(a) is Twin and a in self.values else self._enter(a)
+                taken.append(a)
+                seen.append(self._value_of(a))
+            elif isinstance(a, list | tuple) and a and not isinstance(a[0], int):
+                inner, inner_seen = self._take(a)
+                taken.append(type(a)(inner))
+                seen.append(type(a)(inner_seen))
+            else:
+                taken.append(a)
+                seen.append(a)
+        return taken, seen
+
+    def _take_named(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        taken, seen = self._take(kwargs.values())
+        return dict(zip(kwargs, taken, strict=True)), dict(zip(kwargs, seen, strict=True))
+
+    def _enter(self, tensor: Tensor) -> Tensor:
+        """The twin of a tensor that an operator reads for the first time, or again."""
+        if tensor in self.values:
+            return tensor
+        if (mine := self.twins.get(tensor)) is not None:
+            return mine  # type: ignore[no-any-return]
+        key = self.names.get(id(tensor))
+        if key is None and type(tensor) is Twin:
+            return tensor
+        self.twins[tensor] = mine = twin(tensor) if self.is_fake and type(tensor) is not Twin else tensor
+        self.values[mine] = self.tensors[key] if key is not None else self._constant(tensor)
+        if not isinstance(tensor, nn.Parameter):
+            self.shadows.set(mine, tensor)
+        return mine
+
     def add_input(self, tensor: Tensor) -> Tensor:
-        """Register an input of the model and return its fake twin."""
-        twin = self._fake_of(tensor)
-        self.values[twin] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
+        """Register an input of the model and return its twin."""
+        mine = twin(tensor) if self.is_fake else tensor
+        self.values[mine] = value = self._value(tensor, "input", f"input{len(self.inputs)}")
         self.inputs.append(value)
-        self.shadows.set(twin, tensor)
-        return twin
+        self.shadows.set(mine, tensor)
+        return mine
 
     def trace(self, result: Any = ()) -> Trace:
+        """What was recorded until now."""
         outputs = [self.values[t] for t in tensors_in(result) if t in self.values]
         # An output may be a tensor of the model itself, which no operator touched.
         outputs += [self.tensors[self.names[id(t)]] for t in tensors_in(result) if id(t) in self.names]
         return Trace(tuple(self.ops), tuple(self.inputs), tuple(outputs), self.tensors, self.tied)
+
+    def explain(self, error: Exception) -> ForwardFailed:
+        """Name the module and the line of the user's code where the forward failed."""
+        fqn, location = self.places.of_error(error.__traceback__)
+        shapes = ", ".join(str(list(v.shape)) for v in self.inputs)
+        message = (
+            f"The forward of {self.kind} failed in '{fqn or 'the model'}' ({location}) on inputs of shape"
+            f" {shapes}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}."
+            " Check that it runs on these inputs; code that reads values of tensors (`.item()`, `if x > 0`)"
+            " can't be captured."
+        )
+        return ForwardFailed(message, self.trace(), Attempt(len(self.ops), fqn, location, error))
+
+    def _value_of(self, tensor: Tensor, number: float | None = None) -> Value:
+        """The value of a tensor; a new one, where an operator has just made it."""
+        value = self.values.get(tensor)
+        if value is None:
+            self.values[tensor] = value = self._value(tensor, "op", number=number)
+        return value
 
     def _value(self, tensor: Tensor, source: str, key: str = "", number: float | None = None) -> Value:
         self.n_values += 1
         return Value(self.n_values - 1, tuple(tensor.shape), tensor.dtype, source, key, number)
 
     def _constant(self, tensor: Tensor) -> Value:
-        if tensor.numel() != 1 or tensor.is_meta or tensor.is_complex():
-            return self._value(tensor, "constant")
-        with unset_fake_temporarily():
-            return self._value(tensor, "constant", number=float(tensor))
-
-    def _fake_of(self, tensor: Tensor) -> Tensor:
-        if isinstance(tensor, FakeTensor) or self.fake_mode is None:
-            return tensor
-        self.alive.append(tensor)
-        self.fakes[id(tensor)] = twin = fake(tensor, self.fake_mode)
-        return twin
-
-    def _fake(self, tensor: Tensor) -> Tensor:
-        if tensor in self.values or (isinstance(tensor, FakeTensor) and id(tensor) not in self.names):
-            return tensor
-        if (twin := self.fakes.get(id(tensor))) is None:
-            twin = self._fake_of(tensor)
-            key = self.names.get(id(tensor), "")
-            self.values[twin] = self.tensors[key] if key else self._constant(tensor)
-            if not isinstance(tensor, nn.Parameter):
-                self.shadows.set(twin, tensor)
-        return twin
-
-    def _lookup(self, tensor: Tensor) -> Value:
-        if tensor not in self.values:
-            self.values[tensor] = self._value(tensor, "op")
-        return self.values[tensor]
-
-
-def _location(frame: Any) -> str:
-    """The innermost line of the forward outside torch; for code of torch itself, its innermost line in `torch.nn`."""
-    inside = None
-    while frame is not None and frame.f_code.co_filename != __file__:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, "<")):
-            return f"{name[name.rfind('/') + 1 :]}:{frame.f_lineno}"
-        if inside is None and name.startswith(_TORCH_NN):
-            inside = f"torch/{name[len(_TORCH) :]}:{frame.f_lineno}"
-        frame = frame.f_back
-    return inside or "unknown line"
-
-
-def _explain(error: Exception, recorder: _Recorder, model: nn.Module) -> ForwardFailed:
-    """Name the module and the line of the user's code where the forward failed."""
-    fqn, location = recorder.attempted
-    names = {id(module): name for name, module in model.named_modules()}
-    trace = error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        if (owner := names.get(id(frame.f_locals.get("self")))) is not None:
-            fqn = owner
-        if not frame.f_code.co_filename.startswith((_TORCH, *_OURS)):
-            location = f"{Path(frame.f_code.co_filename).name}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    shapes = ", ".join(str(list(v.shape)) for v in recorder.inputs)
-    message = (
-        f"The forward of {type(model).__name__} failed in '{fqn or 'the model'}' ({location}) on inputs of shape"
-        f" {shapes}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}."
-        " Check that it runs on these inputs; code that reads values of tensors (`.item()`, `if x > 0`)"
-        " can't be captured."
-    )
-    return ForwardFailed(message, recorder.trace(), Attempt(len(recorder.ops), fqn, location, error))
+        known = tensor.numel() == 1 and not tensor.is_meta and not tensor.is_complex() and type(tensor) is not Twin
+        return self._value(tensor, "constant", number=float(tensor) if known else None)

@@ -1,11 +1,10 @@
-"""How a forward is run for a record: in eval mode, on plain kernels, knowing which module is at work."""
+"""How a forward is run for a record: in eval mode, on plain kernels."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -61,24 +60,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         _FAKE_LOG.disabled = before
-
-
-@contextlib.contextmanager
-def module_stack(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep `stack[-1]` at the fqn of the innermost module whose forward is running."""
-
-    def enter(fqn: str) -> Callable[..., None]:
-        return lambda *_: stack.append(fqn)
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    handles = []
-    for fqn, module in model.named_modules():
-        handles += [module.register_forward_pre_hook(enter(fqn), prepend=True)]
-        handles += [module.register_forward_hook(leave, always_call=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward
-from secateur.record import SKIPPED, Op, Trace, is_constant_copy, is_copy, settle
+from secateur.record import Op, Trace, is_constant_copy, is_copy, settle
 from secateur.tensors import Inputs, on_device, tensors_in
 
 Watch = Callable[[Op, tuple[Any, ...], dict[str, Any], Any], None]
@@ -39,7 +39,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in SKIPPED or is_constant_copy(func):
+        if is_constant_copy(func):
             return func(*args, **kwargs)
         op = self._ops[self.place + 1] if self.place + 1 < len(self._ops) else None
         if op is None or op.target is not func:
@@ -107,4 +107,4 @@ def observe(
 def passes(func: Any, args: Any, out: Any) -> bool:
     """True for a call that is no part of the essential record."""
     shapes = (getattr(t, "shape", None) for t in (args[0] if args else None, out))
-    return func in SKIPPED or is_copy(func, *shapes)
+    return is_copy(func, *shapes)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from secateur.errors import CaptureError
 
-SKIPPED = {torch.ops.prim.device.default}
+T = TypeVar("T")
+
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}
 _EMPTY = {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
 _EMPTY |= {"aten::empty.memory_format"}
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)  # not frozen, which makes each one take three times as long to write
 class Value:
     """A tensor that the forward read or made. `key` names a parameter, buffer, attribute or input; else it is empty."""
 
@@ -33,7 +34,7 @@ class Value:
         return f"%{self.index}{list(self.shape)}"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Op:
     """One operator call: `args` and `kwargs` as ATen got them, with a `Value` in place of each tensor."""
 
@@ -46,9 +47,27 @@ class Op:
     location: str  # "file.py:12", the innermost line outside torch
 
     @property
+    def values(self) -> list[Value]:
+        """The values among the arguments, in order, as often as they occur."""
+        return found_in((*self.args, *self.kwargs.values()), Value)
+
+    @property
     def where(self) -> str:
         """The operator and where the user's code called it, for messages."""
         return f"{self.target} in '{self.fqn or 'the model'}' ({self.location})"
+
+
+def found_in(args: Iterable[Any], kind: type[T]) -> list[T]:
+    """What is of a type among arguments, which nest in lists, tuples and dicts alone."""
+    found: list[T] = []
+    for a in args:
+        if isinstance(a, kind):
+            found.append(a)
+        elif isinstance(a, list | tuple):
+            found += found_in(a, kind)
+        elif isinstance(a, dict):
+            found += found_in(a.values(), kind)
+    return found
 
 
 def settle(func: Any, out: Any) -> Any:
@@ -81,7 +100,7 @@ class Trace:
     @cached_property
     def unread(self) -> tuple[str, ...]:
         """Keys of the parameters that no operator read, such as those of a head used only in training."""
-        read = {v.index for op in self.ops for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value)}
+        read = {v.index for op in self.ops for v in op.values}
         return tuple(k for k, v in self.tensors.items() if v.index not in read and v.source == "parameter")
 
     @cached_property

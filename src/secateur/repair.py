@@ -15,18 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from secateur.capture import capture
 from secateur.dims.algebra import Dim, Leaf, count, find, leaves
 from secateur.failure import Failure, Slot, blame, first_line, with_parts
 from secateur.graph import Graph
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at
-from secateur.record import ForwardFailed, Op, Trace, Value
+from secateur.record import ForwardFailed, Op, Trace
 from secateur.relations import Relation, equal, impose, quotient
 from secateur.surgery import set_number
-from secateur.tensors import Inputs, fake_copy
+from secateur.tensors import Inputs, skeleton
 from secateur.verification import compare
 
 _FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
@@ -84,13 +82,12 @@ class Repairer:
             for value in solution.trace.tensors.values()
             if shapes[value.key] != value.shape
         }
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        bones = fake_copy(self.model, mode, changed)
+        bones = skeleton(self.model, changed)
         for b in bindings:
             if (n := count(b.dim, counts)) != b.dim.size:
                 set_number(bones, b.fqn, b.path, n)
         try:
-            return self._judge(capture(bones, self.inputs, fake_mode=mode), None, counts)
+            return self._judge(capture(bones, self.inputs), None, counts)
         except ForwardFailed as error:
             return self._judge(error.trace, error, counts)
 
@@ -116,8 +113,7 @@ class Repairer:
         return Failure(op, len(here), op.fqn, here[0].text, tuple(wrong), near)
 
     def _axes(self, op: Op, is_output: bool) -> list[tuple[Dim, ...]]:
-        flat = pytree.tree_leaves((op.args, op.kwargs))
-        values = op.outputs if is_output else [v for v in flat if isinstance(v, Value)]
+        values = op.outputs if is_output else op.values
         return [self.graph.solution.axes(v) for v in values if v is not None and v.index in self.graph.solution.dims]
 
     def _slots(self, op: Op, counts: Mapping[Leaf, int]) -> Iterator[Slot]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from secateur.tensors import Identities, map_tensors
+from secateur.tensors import Identities
+from secateur.twins import Twin, map_tensors
 
 aten = torch.ops.aten
 _LIMIT = 1 << 22  # elements: masks and positions are small; what is larger is data
@@ -31,7 +32,7 @@ class Shadows:
 
     def set(self, fake: Tensor, value: Tensor) -> None:
         """Give a constant or an input its value."""
-        if not value.is_meta and not isinstance(value, FakeTensor) and value.numel() <= _LIMIT:
+        if not value.is_meta and not isinstance(value, Twin) and value.numel() <= _LIMIT:
             with unset_fake_temporarily():
                 self.values[fake] = value.detach().clone()  # code may write into it
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils._mode_utils import no_dispatch
 
 from secateur.errors import PlanError
+from secateur.twins import twin
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -52,17 +50,6 @@ def tensors_in(value: Any) -> list[Tensor]:
     return []
 
 
-def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """A call's arguments with something in place of each tensor. Arguments nest in lists, tuples and dicts alone."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, list | tuple):
-        return type(value)([map_tensors(function, v) for v in value])
-    if isinstance(value, dict):
-        return {k: map_tensors(function, v) for k, v in value.items()}
-    return value
-
-
 class Identities(MutableMapping[Tensor, Any]):
     """Things by tensor, compared by identity. It keeps its tensors alive, so that no identity is used twice."""
 
@@ -71,6 +58,11 @@ class Identities(MutableMapping[Tensor, Any]):
 
     def __getitem__(self, key: Tensor) -> Any:
         return self._items[id(key)][1]
+
+    def get(self, key: Tensor, default: Any = None) -> Any:
+        """The thing of a tensor, or the default."""
+        item = self._items.get(id(key))
+        return default if item is None else item[1]
 
     def __setitem__(self, key: Tensor, value: Any) -> None:
         self._items[id(key)] = (key, value)
@@ -93,13 +85,21 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     A plain attribute (`self.scale = torch.ones(8)`) is not in the state dict, but it must shrink with the rest.
     """
-    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    found.update(model.named_buffers(remove_duplicate=False))
-    for fqn, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                found.setdefault(f"{fqn}.{name}" if fqn else name, value)
-    return found
+    parameters: dict[str, Tensor] = {}
+    others: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # buffers, attributes
+    seen: set[int] = set()
+    for fqn, module in model.named_modules(remove_duplicate=False):
+        start = f"{fqn}." if fqn else ""
+        parameters |= {start + name: t for name, t in module._parameters.items() if t is not None}
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        for found, held in zip(others, (module._buffers, vars(module)), strict=True):
+            found |= {start + name: t for name, t in held.items() if isinstance(t, Tensor)}
+    for found in others:
+        for key, tensor in found.items():
+            parameters.setdefault(key, tensor)
+    return parameters
 
 
 def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -133,22 +133,7 @@ def like(old: Tensor, data: Tensor) -> Tensor:
     return data.requires_grad_(old.requires_grad and old.is_leaf)
 
 
-def fake(tensor: Tensor, mode: FakeTensorMode, shape: tuple[int, ...] | None = None) -> Tensor:
-    """A tensor's fake twin, of another shape where one is given. Meta counts as CPU: code that makes tensors names no
-    device, and all of it must agree."""
-    if tensor.layout is not torch.strided:
-        return mode.from_tensor(tensor.detach(), static_shapes=True)
-    device = torch.device("cpu") if tensor.is_meta else tensor.device
-    with no_dispatch():
-        if shape is None:
-            shell = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        else:
-            shell = torch.empty(shape, dtype=tensor.dtype, device="meta")
-    return FakeTensor(mode, shell, device)
-
-
-def fake_copy(model: nn.Module, mode: FakeTensorMode, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
-    """A model's structure around fake tensors, some of other shapes: a skeleton that runs and costs nothing."""
+def skeleton(model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None) -> nn.Module:
+    """A model's structure around twins, some of other shapes: it runs, and costs nothing."""
     tensors = distinct(named_tensors(model))
-    twins = {key: like(t, fake(t, mode, (shapes or {}).get(key))) for key, t in tensors.items()}
-    return copy_around(model, twins)
+    return copy_around(model, {key: like(t, twin(t, (shapes or {}).get(key))) for key, t in tensors.items()})

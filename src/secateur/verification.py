@@ -161,9 +161,7 @@ def leaf_keep(graph: Graph, plan: Plan) -> dict[Leaf, Tensor]:
                     f" what it does to other tensors means {len(expected)} of {dim.size}. They must shrink together."
                 )
             if len(expected) < dim.size and all(leaf.frozen for leaf in leaves(dim)):
-                raise PlanError(
-                    f"The plan cuts '{value.key}', whose axis {axis} is frozen: {next(leaves(dim)).frozen}."
-                )
+                raise PlanError(f"The plan cuts '{value.key}', whose axis {axis} is frozen: {leaves(dim)[0].frozen}.")
     return keep
 
 

@@ -14,7 +14,7 @@ A leaf that must keep its size is frozen and carries the reason; freezing spread
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -107,22 +107,21 @@ def find(dim: Dim) -> Dim:
             dim.bound = found = find(dim.bound)
             return found
         return dim
-    if isinstance(dim, Cat):
-        parts = [find(p) for p in dim.parts]
-        return dim if all(p is q for p, q in zip(parts, dim.parts, strict=True)) else cat(parts)
-    assert isinstance(dim, Prod)
-    factors = [find(f) for f in dim.factors]
-    return dim if all(f is g for f, g in zip(factors, dim.factors, strict=True)) else prod(factors)
+    children = dim.parts if isinstance(dim, Cat) else dim.factors  # type: ignore[attr-defined]
+    for child in children:
+        if (type(child) is not Leaf or child.bound is not None) and find(child) is not child:
+            found_all = [find(c) for c in children]
+            return cat(found_all) if isinstance(dim, Cat) else prod(found_all)
+    return dim
 
 
-def leaves(dim: Dim) -> Iterator[Leaf]:
+def leaves(dim: Dim) -> list[Leaf]:
     """Every unbound leaf of a dim, left to right, as often as it occurs."""
     dim = find(dim)
     if isinstance(dim, Leaf):
-        yield dim
-    elif isinstance(dim, Cat | Prod):
-        for part in dim.parts if isinstance(dim, Cat) else dim.factors:
-            yield from leaves(part)
+        return [dim]
+    children = dim.parts if isinstance(dim, Cat) else dim.factors  # type: ignore[attr-defined]
+    return [leaf for child in children for leaf in leaves(child)]
 
 
 def freeze(dim: Dim, reason: str) -> None:

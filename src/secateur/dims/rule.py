@@ -107,6 +107,8 @@ class Solution:
 class Node:
     """One operator, as a rule sees it."""
 
+    __slots__ = ("op", "results", "solution", "taken")
+
     def __init__(self, solution: Solution, op: Op) -> None:
         self.solution = solution
         self.op = op
@@ -125,7 +127,7 @@ class Node:
 
     def new(self, size: int, why_frozen: str | None = None) -> Dim:
         """A fresh dim, frozen where a reason is given."""
-        return new(size, self.reason(why_frozen) if why_frozen else None)
+        return new(size, self.reason(why_frozen) if why_frozen and size != 1 else None)
 
     def equate(self, a: Dim, b: Dim) -> None:
         """State that two axes are the same, index by index. Where no alignment exists, both are frozen."""
@@ -138,7 +140,8 @@ class Node:
 
     def freeze(self, dim: Dim, why: str) -> None:
         """Make an axis keep its size and order."""
-        freeze(dim, self.reason(why))
+        if any(leaf.frozen is None for leaf in leaves(dim)):
+            freeze(dim, self.reason(why))
 
     def tie(self, dims: Sequence[Dim]) -> None:
         """State that axes must keep equal counts, although their indices are independent."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from secateur.dims.algebra import Cat, Dim, Leaf, Prod, find, freeze, linear_leaves, new
 from secateur.dims.rule import OP_RULES, Axes, Node, Position, Solution
@@ -89,23 +88,23 @@ def _apply_rule(solution: Solution, op: Op) -> None:
     node = Node(solution, op)
     tensors: list[Axes] = []
 
-    def axes(value: Value, position: Position = -1) -> Axes:
+    def axes(value: Value, position: Position) -> Axes:
         if value.index not in solution.dims:  # a tensor that is no parameter, buffer or attribute of a module
             solution.dims[value.index] = tuple(node.new(n, "constant tensor") for n in value.shape)
         seen = Axes(value, solution.dims[value.index], value.index in solution.weights, position)
         tensors.append(seen)
         return seen
 
-    def wrap(arg: Any, position: Position) -> Any:
+    def wrap(arg: Any, position: Position = -1) -> Any:
         if isinstance(arg, Value):
             return axes(arg, position)
-        return pytree.tree_map_only(Value, axes, arg) if isinstance(arg, list | tuple) else arg
+        return type(arg)([wrap(a) for a in arg]) if isinstance(arg, list | tuple) else arg
 
     args = [wrap(a, i) for i, a in enumerate(op.args)]
     kwargs = {k: wrap(a, k) for k, a in op.kwargs.items()}
     try:
-        if op.target in OP_RULES:
-            OP_RULES[op.target](node, *args, **kwargs)
+        if (rule := OP_RULES.get(op.target)) is not None:
+            rule(node, *args, **kwargs)
         elif torch.Tag.pointwise in op.target.tags:
             OP_RULES[torch.ops.aten.add.Tensor](node, *args, **kwargs)
         else:
@@ -145,7 +144,7 @@ def _set_outputs(node: Node, tensors: list[Axes]) -> None:
             dims = node.results[i]
         else:  # a second output such as saved statistics, or an output of an unknown operator
             dims = tuple(node.new(n, "output without a rule") for n in value.shape)
-        assert tuple(d.size for d in dims) == value.shape, f"rule of {node.op.where} gave {dims} for {value.shape}"
+        assert tuple([d.size for d in dims]) == value.shape, f"rule of {node.op.where} gave {dims} for {value.shape}"
         if value.index in solution.dims:  # written in place
             for a, b in zip(dims, solution.dims[value.index], strict=True):
                 node.equate(a, b)

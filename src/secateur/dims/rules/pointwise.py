@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from secateur.dims.algebra import ONE, Dim, cat
 from secateur.dims.rule import OP_RULES, Axes, Node
+from secateur.record import found_in
 
 aten = torch.ops.aten
 
@@ -59,7 +59,7 @@ _ROLES = {aten.add.Tensor: "bias", aten.add_.Tensor: "bias", aten.mul.Tensor: "s
 )
 def pointwise(op: Node, *args: Any, **kwargs: Any) -> None:
     """out[i, j, …] = f(x[i, j, …], y[i, j, …], …), where an axis of size 1 is equated with nothing"""
-    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Axes)]
+    tensors = found_in((*args, *kwargs.values()), Axes)
     rank = len(op.shape)
     dims: list[Dim] = [ONE] * rank
     for t in tensors:

@@ -1,0 +1,73 @@
+"""Where in the user's model an operator was called: the innermost module at work, and the innermost line outside torch.
+
+Both are read off the stack of Python frames, so that a capture needs no hooks in the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import CodeType, FrameType, TracebackType
+
+import torch
+from torch import nn
+
+from secateur import shadows, twins
+
+_TORCH = f"{Path(torch.__file__).parent}/"
+_TORCH_NN = f"{_TORCH}nn/"
+_CALL = nn.Module._call_impl.__code__  # runs hooks and forward of a module, whose `self` it is
+
+
+class Places:
+    """Finds places of operators in one forward; `own` names our files, which are no part of the model."""
+
+    def __init__(self, model: nn.Module, *own: str) -> None:
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.start = own[0]  # the file that calls the model
+        self.own = (*own, shadows.__file__, twins.__file__, __file__)
+        self._lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
+
+    def here(self) -> tuple[str, str]:
+        """(fqn, "file.py:12") of the operator whose dispatch calls this function."""
+        frame: FrameType | None = sys._getframe(2)
+        fqn = location = inside = None
+        while frame is not None:
+            code = frame.f_code
+            name = code.co_filename
+            if code is _CALL and fqn is None:
+                fqn = self.names.get(id(frame.f_locals["self"]))
+            elif name == self.start:
+                break
+            elif location is None and not name.startswith((_TORCH, "<")):
+                location = self._line(frame)
+            elif inside is None and name.startswith(_TORCH_NN):
+                inside = self._line(frame)
+            if location is not None and fqn is not None:
+                break
+            frame = frame.f_back
+        return fqn or "", location or inside or "unknown line"
+
+    def of_error(self, trace: TracebackType | None) -> tuple[str, str]:
+        """(fqn, "file.py:12") of where a forward raised."""
+        fqn, location, inside = "", "", ""
+        while trace is not None:
+            frame, name = trace.tb_frame, trace.tb_frame.f_code.co_filename
+            fqn = self.names.get(id(frame.f_locals.get("self")), fqn)
+            if name.startswith(_TORCH_NN) and not location:
+                inside = _spell(name, trace.tb_lineno)
+            elif not name.startswith((_TORCH, "<")) and name not in self.own:
+                location = _spell(name, trace.tb_lineno)
+            trace = trace.tb_next
+        return fqn, location or inside or "unknown line"
+
+    def _line(self, frame: FrameType) -> str:
+        """Python finds a line number by reading a table from its start, so each is found once."""
+        key = id(frame.f_code), frame.f_lasti
+        if key not in self._lines:
+            self._lines[key] = frame.f_code, _spell(frame.f_code.co_filename, frame.f_lineno)
+        return self._lines[key][1]
+
+
+def _spell(name: str, line: int) -> str:
+    return f"torch/{name[len(_TORCH) :]}:{line}" if name.startswith(_TORCH) else f"{Path(name).name}:{line}"

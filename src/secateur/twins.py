@@ -1,0 +1,178 @@
+"""Twins: tensors without memory, which a capture runs on.
+
+A twin has the shape, strides, dtype and device of a tensor, so that torch takes the same path for it, and no values.
+What an operator makes of twins depends on these, on its plain arguments and on the default dtype alone. Torch's fake
+tensors find it the first time, through many layers of Python; networks repeat themselves, so it is remembered, in this
+capture and in every later one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._mode_utils import no_dispatch
+
+_MOST = 1 << 16  # calls that are remembered
+_MADE: dict[Any, Any] = {}
+_FIRST = "first"  # the operator writes into its first argument and returns it
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Form:
+    """All that an operator can know of a twin. One object per value, so that forms are compared by identity."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+@functools.lru_cache(maxsize=_MOST)
+def form(shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Form:
+    """The form of these. Meta counts as CPU: code that makes tensors names no device, and all of it must agree."""
+    return Form(shape, strides, dtype, torch.device("cpu") if device.type == "meta" else device)
+
+
+class Twin(Tensor):
+    """A tensor of some form without memory. Operators on it give twins."""
+
+    __slots__ = ("form",)
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    form: Form
+
+    @staticmethod
+    def of(form: Form) -> Twin:
+        """A new twin of a form."""
+        made: Twin = Tensor._make_wrapper_subclass(
+            Twin, form.shape, form.strides, 0, None, form.dtype, torch.strided, form.device
+        )
+        made.form = form
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        return run(func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        """Element by element, as code that reads values is answered for each."""
+        return self.item() if self.dim() == 0 else [row.tolist() for row in self]
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Twin({list(self.shape)}, {self.dtype})"
+
+
+def twin(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor's twin, plainly laid out where another shape is given. A sparse tensor stays what it is."""
+    if tensor.layout is not torch.strided:
+        return tensor
+    strides = tensor.stride() if shape is None else _plain_strides(shape)
+    return Twin.of(form(tensor.shape if shape is None else torch.Size(shape), strides, tensor.dtype, tensor.device))
+
+
+def _plain_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 1, 0, -1):
+        strides[i - 1] = strides[i] * max(shape[i], 1)
+    return tuple(strides)
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """A call's arguments with something in place of each tensor. Arguments nest in lists, tuples and dicts alone."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)([map_tensors(function, v) for v in value])
+    if isinstance(value, dict):
+        return {k: map_tensors(function, v) for k, v in value.items()}
+    return value
+
+
+def run(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator on twins, or give what an equal call gave before."""
+    if torch.Tag.inplace_view in func.tags:
+        return _reshape(func, args, kwargs)
+    key: Any = None
+    if _is_settled(func):
+        parts = [func, torch.get_default_dtype()]
+        parts += kwargs
+        if _describe(args, parts) and _describe(kwargs.values(), parts):
+            key = tuple(parts)
+    made = _MADE.get(key) if key is not None else None
+    if type(made) is Form:
+        return Twin.of(made)
+    if made is not None:
+        return args[0] if made is _FIRST else type(made)([None if f is None else Twin.of(f) for f in made])
+    out = _work_out(func, args, kwargs)
+    if key is not None and len(_MADE) < _MOST and (made := _forms(func, args, out)) is not None:
+        _MADE[key] = made
+    return out
+
+
+@functools.cache
+def _is_settled(func: Any) -> bool:
+    """True for operators whose outputs depend on the forms of their inputs alone."""
+    return torch.Tag.nondeterministic_seeded not in func.tags
+
+
+def _describe(values: Iterable[Any], parts: list[Any]) -> bool:
+    """Append all of these arguments that outputs can depend on; False where one can't be described."""
+    for value in values:
+        kind = type(value)
+        if kind is Twin:
+            parts.append(value.form)
+        elif kind is list or kind is tuple:
+            parts += (kind, len(value))
+            if not _describe(value, parts):
+                return False
+        elif isinstance(value, Tensor):
+            if value.layout is not torch.strided:
+                return False
+            parts.append(form(value.shape, value.stride(), value.dtype, value.device))
+        else:
+            parts += (kind, value)  # 1, 1.0 and True are equal, but not to an operator
+    return True
+
+
+def _forms(func: Any, args: Any, out: Any) -> Any:
+    """What to remember of a result; None where it is more than forms can tell."""
+    if func._schema.is_mutable:
+        return _FIRST if args and out is args[0] else None
+    if isinstance(out, Twin):
+        return out.form
+    if type(out) in (tuple, list) and all(t is None or isinstance(t, Twin) for t in out):
+        return type(out)([None if t is None else t.form for t in out])
+    return None
+
+
+def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
+    """An operator that gives its first argument other axes, such as `unsqueeze_`: it touches no memory."""
+    with no_dispatch():
+        out = func(*args, **kwargs)
+    out.form = form(out.shape, out.stride(), out.dtype, out.device)
+    return out
+
+
+def _work_out(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator on fake tensors of the same forms."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes: dict[int, tuple[FakeTensor, Twin]] = {}  # by id of the twin
+
+    def enter(t: Tensor) -> Tensor:
+        if not isinstance(t, Twin):
+            return t
+        if id(t) not in fakes:
+            shell = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+            fakes[id(t)] = FakeTensor(mode, shell, t.device), t
+        return fakes[id(t)][0]
+
+    args, kwargs = map_tensors(enter, args), map_tensors(enter, kwargs)
+    with mode:
+        out = func(*args, **kwargs)
+    twins = {id(fake): t for fake, t in fakes.values()}
+    return map_tensors(lambda t: twins[id(t)] if id(t) in twins else twin(t), out)
