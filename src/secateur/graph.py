@@ -103,7 +103,7 @@ def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
     >>> [(g.name, g.size) for g in graph.prunable]
     [('0 features', 8)]
     >>> graph.cost({"0 features": 4})
-    Cost(params=26, macs=20)
+    Cost(params=26, macs=20, size_bytes=104, activation_bytes=44, latency_ms=0.0)
     """
     record = capture(model, inputs, is_fake=is_fake)
     training = _training_record(model, inputs) if record.unread else None

@@ -110,7 +110,7 @@ INTRO = {
     "data": "The data, cut into train, validation and test.",
     "read": "How the data is read.",
     "train": "A step: train the model first. Delete the section for a model that is trained already.",
-    "budget": "What may be kept, as fractions of the dense model. Where several are given, all hold.",
+    "budget": "What may be kept, as fractions of the dense model or with a unit. Where several are given, all hold.",
     "prune": "How to choose what goes.",
     "calibration": "Data for criteria that need gradients.",
     "finetune": "A step: train the pruned model. Delete the section to leave its weights as they are.",

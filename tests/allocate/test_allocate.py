@@ -153,6 +153,10 @@ def test_bad_scores_are_refused(scores, error, text):
         (lambda: Budget(params=1.5), r"params=1.5 is outside \(0, 1\]"),
         (lambda: Budget(width=float("nan")), "width=nan is outside"),
         (lambda: Budget(width=True), "width=True is outside"),
+        (lambda: Budget(size="all"), r"size='all' is outside \(0, 1\]"),
+        (lambda: Budget(latency_ms=0), "latency_ms=0 is no positive number. The end of its name is its unit"),
+        (lambda: Budget(size_bytes=float("inf")), "size_bytes=inf is no positive number"),
+        (lambda: Budget(drop_points=-1), r"drop_points=-1 is outside \[0, 100\)"),
         (lambda: Uniform(floor=1.1), r"floor=1.1 is outside \[0, 1\]"),
         (lambda: Global(round_to=0), "round_to=0 is not a positive integer"),
         (lambda: linear_space({"a": 0}), "Group 'a' has size 0"),
@@ -173,6 +177,33 @@ def test_an_unknown_method_lists_the_known():
 def test_a_budget_on_what_the_model_has_none_of_is_refused():
     with pytest.raises(ConfigError, match=r"asks for macs=0.5, but the dense model has 0 macs"):
         allocate({"a": torch.rand(4)}, Space({"a": 4}, lambda wanted: Cost(4, 0)), Budget(macs=0.5))
+
+
+def test_a_budget_on_time_needs_a_time():
+    with pytest.raises(ConfigError, match=r"latency=0.5, but the dense model has 0 latency_ms. No time was measured"):
+        allocate(rising({"a": 4}), linear_space({"a": 4}), Budget(latency=0.5))
+
+
+def test_a_budget_on_a_metric_is_not_for_allocation():
+    with pytest.raises(ConfigError, match=r"drop_points=0.5 is met by trying budgets on data, which secateur.compress"):
+        allocate(rising({"a": 4}), linear_space({"a": 4}), Budget(macs=0.5, drop_points=0.5))
+
+
+def test_budgets_with_a_unit_speak_in_it():
+    sizes = {"a": 100}
+    space = Space(sizes, lambda wanted: Cost(1, 1, size_bytes=50 * wanted["a"], latency_ms=0.02 * wanted["a"]))
+    found = allocate(rising(sizes), space, Budget(size_bytes=4000, latency_ms=1), Uniform())
+    assert counts(found) == {"a": 50}
+    assert found.notes == ("size_bytes is 2,500 where 4000 was asked: latency_ms=1 is the tighter budget.",)
+    found = allocate(rising(sizes), space, Budget(latency_ms=0.1), Uniform(floor=0.5))
+    assert found.notes[0].startswith("latency_ms=0.1 is out of reach: with every group at its floor, 1 is left.")
+
+
+def test_a_budget_beyond_the_dense_model_keeps_it():
+    sizes = {"a": 10}
+    found = allocate(rising(sizes), Space(sizes, lambda wanted: Cost(1, 1, size_bytes=10)), Budget(size_bytes=1e9))
+    assert counts(found) == sizes
+    assert found.notes == ()
 
 
 def test_budget_prints_what_was_asked():

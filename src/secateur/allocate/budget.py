@@ -2,48 +2,89 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from secateur.dims.cost import Cost
 from secateur.errors import ConfigError
 
+MEASURES = {
+    "width": "width",
+    "params": "params",
+    "macs": "macs",
+    "size": "size_bytes",
+    "activations": "activation_bytes",
+    "latency": "latency_ms",
+}
+"""What a fraction is a fraction of: each name without a unit, with the field of `Cost` (or the width) that it means."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The fraction of the dense model that may be kept. Where several are given, all of them hold.
+    """What may be kept: a fraction of the dense model, or with its unit. Where several are given, all of them hold.
 
     Args:
         width: units, over the units of all groups that are scored.
         params: parameters of the whole model.
         macs: multiply-accumulates of the whole model.
+        size: bytes of the parameters and buffers, in their own dtypes.
+        size_bytes: the same, in bytes.
+        activations: peak activation memory of one forward on the example inputs (see `secateur.dims.memory`).
+        activation_bytes: the same, in bytes.
+        latency: time of one forward on the example inputs, as predicted from operators timed on this machine.
+        latency_ms: the same, in milliseconds.
+        drop_points: percentage points of a metric that may be lost against dense; `compress` searches for it.
 
-    >>> Budget(macs=0.5).asked()
-    {'macs': 0.5}
-    >>> Budget()
+    >>> Budget(macs=0.5, latency_ms=3).asked()
+    {'macs': 0.5, 'latency_ms': 3}
+    >>> Budget(macs=3)
     Traceback (most recent call last):
-    secateur.errors.ConfigError: An empty budget keeps everything. Give at least one of width, params, macs.
+    secateur.errors.ConfigError: macs=3 is outside (0, 1]. It is the fraction kept: 0.5 keeps half.
     """
 
     width: float | None = None
     params: float | None = None
     macs: float | None = None
+    size: float | None = None
+    size_bytes: float | None = None
+    activations: float | None = None
+    activation_bytes: float | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
+    drop_points: float | None = None
 
     def __post_init__(self) -> None:
         asked = self.asked()
         if not asked:
-            raise ConfigError("An empty budget keeps everything. Give at least one of width, params, macs.")
+            names = ", ".join(field.name for field in fields(self))
+            raise ConfigError(f"An empty budget keeps everything. Give at least one of {names}.")
         for name, value in asked.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-                raise ConfigError(f"{name}={value!r} is outside (0, 1]. It is the fraction kept: 0.5 keeps half.")
+            if fault := _fault(name, value):
+                raise ConfigError(f"{name}={value!r} {fault}")
 
     def asked(self) -> dict[str, float]:
-        """Return the fractions that are given, by name."""
+        """Return what is given, by name."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def is_timed(self) -> bool:
+        """True where the budget can't be met without measuring time."""
+        return self.latency is not None or self.latency_ms is not None
+
     def __str__(self) -> str:
         return ", ".join(f"{name}={value:g}" for name, value in self.asked().items())
+
+
+def _fault(name: str, value: object) -> str | None:
+    """Say why a budget can't have this value; None where it can."""
+    number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else value
+    if name in MEASURES:
+        return None if 0 < number <= 1 else "is outside (0, 1]. It is the fraction kept: 0.5 keeps half."
+    if name == "drop_points":
+        return None if 0 <= number < 100 else "is outside [0, 100). 0.5 allows 92.5 % where dense has 93 %."
+    return None if 0 < number < math.inf else "is no positive number. The end of its name is its unit."
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,9 @@ def error_of(blocks: Sequence[Block], saved: Sequence[Tensor], levels: Tensor) -
 
 
 def binding(meter: Meter, levels: Tensor) -> str:
-    """Return the name of the fraction that is nearest to its limit, relative to the limit."""
+    """Return the name of what the budget asks for that is nearest to its limit, relative to the limit."""
     slack = meter.slack(levels)
-    return min(slack, key=lambda name: slack[name] / meter.asked[name])
+    return min(slack, key=lambda name: slack[name] / meter.limits[name][1])
 
 
 def _error(choice: Choice) -> float:

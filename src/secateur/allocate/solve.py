@@ -22,7 +22,7 @@ class Allocation:
 
     Args:
         keep: sorted original indices for each scored group.
-        achieved: the fraction of dense that is kept, for "width", "params" and "macs".
+        achieved: the fraction of dense that is kept, by the names of `MEASURES`, of all that dense has any of.
         notes: why the budget is not met within 2 % of dense, and which groups could not move.
     """
 

@@ -48,7 +48,7 @@ def step_costs(blocks: Sequence[Block], meter: Meter, levels: Tensor, name: str)
     `MAX_POINTS` levels; of wider ones that many levels are computed and the rest interpolated.
 
     Args:
-        name: one of the fractions that the budget asks for.
+        name: one of the things that the budget asks for.
     Returns:
         per block, (highest - lowest,) float64, in fractions of dense, never negative.
     """
@@ -60,7 +60,7 @@ def step_costs(blocks: Sequence[Block], meter: Meter, levels: Tensor, name: str)
         for offset in at.tolist():
             moved = levels.clone()
             moved[i] = block.lowest + offset
-            costs.append(meter.fractions(moved)[name])
+            costs.append(meter.kept(moved)[name])
         slopes = torch.tensor(costs, dtype=torch.float64).diff() / at.diff()
         found.append(torch.repeat_interleave(slopes, at.diff()).clamp(min=0))
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.allocate.blocks import Block
-from secateur.allocate.budget import Budget, Space
+from secateur.allocate.budget import MEASURES, Budget, Space
 from secateur.errors import ConfigError
 
 TOLERANCE = 0.02  # of dense: how far below the budget still meets it
@@ -22,20 +22,27 @@ ROUNDING = 1e-9  # of dense: forgives the binary form of budgets such as 0.3
 
 
 class Meter:
-    """Says what fraction of the dense model a choice of levels keeps."""
+    """Says what fraction of the dense model a choice of levels keeps, and how far that is from the budget."""
 
     def __init__(self, blocks: Sequence[Block], space: Space, budget: Budget) -> None:
         self.blocks = blocks
         self.space = space
         self.asked = budget.asked()
-        dense_counts = self.counts(torch.tensor([block.highest for block in blocks]))
-        self.n_units = sum(dense_counts.values())
-        self.dense = space.cost(dense_counts)
-        for name, dense in (("params", self.dense.params), ("macs", self.dense.macs)):
-            if name in self.asked and dense <= 0:
+        if "drop_points" in self.asked:
+            raise ConfigError(
+                f"drop_points={self.asked['drop_points']:g} is met by trying budgets on data, which secateur.compress"
+                " does. Give another budget here."
+            )
+        self.dense = self._uses(torch.tensor([block.highest for block in blocks]))
+        self.limits: dict[str, tuple[str, float]] = {}  # what was asked -> what of, and the fraction of dense
+        for name, value in self.asked.items():
+            of = name if name in MEASURES else next(short for short, full in MEASURES.items() if full == name)
+            if self.dense[of] <= 0:
+                unmeasured = " No time was measured." if of == "latency" else ""
                 raise ConfigError(
-                    f"The budget asks for {name}={self.asked[name]:g}, but the dense model has {dense} {name}."
+                    f"The budget asks for {name}={value:g}, but the dense model has 0 {MEASURES[of]}.{unmeasured}"
                 )
+            self.limits[name] = of, value if name in MEASURES else min(1.0, value / self.dense[of])
 
     def counts(self, levels: Tensor) -> dict[str, int]:
         """Return how many units each group keeps."""
@@ -43,21 +50,33 @@ class Meter:
         return {name: count for block, level in pairs for name, count in block.counts(level).items()}
 
     def fractions(self, levels: Tensor) -> dict[str, float]:
-        """Return the fraction of dense that is kept, of width, params and macs."""
+        """Return the fraction of dense that is kept, of all that the dense model has any of."""
+        used = self._uses(levels)
+        return {name: used[name] / dense for name, dense in self.dense.items() if dense}
+
+    def kept(self, levels: Tensor) -> dict[str, float]:
+        """Return the fraction of dense that is kept of each thing that the budget asks for, by its name there."""
+        kept = self.fractions(levels)
+        return {name: kept[of] for name, (of, _) in self.limits.items()}
+
+    def slack(self, levels: Tensor) -> dict[str, float]:
+        """Return asked minus kept, as a fraction of dense; the model's cost is computed only if asked."""
+        if set(self.asked) == {"width"}:
+            return {"width": self.asked["width"] - sum(self.counts(levels).values()) / self.dense["width"]}
+        kept = self.kept(levels)
+        return {name: limit - kept[name] for name, (_, limit) in self.limits.items()}
+
+    def left(self, name: str, slack: float) -> str:
+        """Return what is kept of a budget with that slack, in the unit in which it was asked."""
+        of, limit = self.limits[name]
+        return f"{limit - slack:.4f}" if name == of else f"{(limit - slack) * self.dense[of]:,.6g}"
+
+    def _uses(self, levels: Tensor) -> dict[str, float]:
         counts = self.counts(levels)
         cost = self.space.cost(counts)
         return {
-            "width": sum(counts.values()) / self.n_units,
-            "params": cost.params / self.dense.params if self.dense.params else 1.0,
-            "macs": cost.macs / self.dense.macs if self.dense.macs else 1.0,
+            name: sum(counts.values()) if name == "width" else getattr(cost, field) for name, field in MEASURES.items()
         }
-
-    def slack(self, levels: Tensor) -> dict[str, float]:
-        """Return asked minus kept for each fraction that is asked; the model's cost is computed only if asked."""
-        if set(self.asked) == {"width"}:
-            return {"width": self.asked["width"] - sum(self.counts(levels).values()) / self.n_units}
-        kept = self.fractions(levels)
-        return {name: asked - kept[name] for name, asked in self.asked.items()}
 
     def fits(self, levels: Tensor) -> bool:
         """Say whether every fraction is at most what was asked."""
@@ -111,8 +130,9 @@ def _longest_run(steps: Tensor, levels: Tensor, meter: Meter) -> int:
 
 def _out_of_reach(meter: Meter, levels: Tensor) -> list[str]:
     return [
-        f"{name}={meter.asked[name]:g} is out of reach: with every group at its floor, {meter.asked[name] - slack:.4f} "
-        "of the dense model is left. Lower floor or round_to, or free groups that are frozen or tied."
+        f"{name}={meter.asked[name]:g} is out of reach: with every group at its floor, {meter.left(name, slack)}"
+        f"{' of the dense model' if name in MEASURES else ''} is left."
+        " Lower floor or round_to, or free groups that are frozen or tied."
         for name, slack in meter.slack(levels).items()
         if slack < -ROUNDING
     ]
@@ -139,5 +159,5 @@ def shortfall(meter: Meter, levels: Tensor, skipped: Sequence[Block] = ()) -> li
                 f"one more step of {', '.join(map(str, skipped[:3]))}{' and others' * (len(skipped) > 3)} would exceed "
                 "the budget. Steps are coarse where groups are narrow or tied, or where round_to is large."
             )
-        notes.append(f"{name} is {meter.asked[name] - slack:.4f} where {meter.asked[name]:g} was asked: {reason}")
+        notes.append(f"{name} is {meter.left(name, slack)} where {meter.asked[name]:g} was asked: {reason}")
     return notes

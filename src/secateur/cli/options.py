@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -29,18 +30,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 def read_budget(texts: list[str]) -> Budget:
     """Read budgets such as `macs=0.5`, several of them in one text or many.
 
-    >>> read_budget(["macs=0.5,params=0.6"])
-    Budget(width=None, params=0.6, macs=0.5)
+    >>> print(read_budget(["macs=0.5,latency_ms=3"]))
+    macs=0.5, latency_ms=3
     """
+    known = [field.name for field in fields(Budget)]
     asked: dict[str, float] = {}
     for part in (part for text in texts for part in text.split(",") if part.strip()):
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or name not in ("width", "params", "macs") or name in asked:
-            raise ConfigError(f"{part!r} is no budget. Write width=0.5, params=0.5 or macs=0.5, each at most once.")
+        if not equals or name not in known or name in asked:
+            raise ConfigError(f"{part!r} is no budget. Write NAME=NUMBER, each at most once: {', '.join(known)}.")
         try:
             asked[name] = float(value)
         except ValueError as error:
-            raise ConfigError(f"{part!r}: {value!r} is no number. It is the fraction kept: {name}=0.5.") from error
+            raise ConfigError(
+                f"{part!r}: {value!r} is no number. Write a fraction kept, macs=0.5, or a unit's: latency_ms=3."
+            ) from error
     return Budget(**asked)
 
 

@@ -36,7 +36,9 @@ log = logging.getLogger("secateur")
 
 def prune(
     source: SourceArgument,
-    budget: Annotated[list[str], typer.Option(help="What may be kept: macs=0.5, params=0.5, width=0.5; repeatable.")],
+    budget: Annotated[
+        list[str], typer.Option(help="What may be kept: macs=0.5, size_bytes=5e6, latency=0.6; repeatable.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
     criterion: Annotated[str, typer.Option(help="What scores units: l1, l2, taylor, bn_scale, random.")] = "l2",
     method: Annotated[str, typer.Option(help="What chooses counts: uniform or global.")] = "uniform",

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from secateur.measure.latency import Latency, PairedLatency, latency, paired_latency
+from secateur.measure.latency import (
+    Comparison,
+    Latency,
+    PairedLatency,
+    Speedup,
+    compare_latency,
+    latency,
+    paired_latency,
+)
 from secateur.measure.metrics import Metrics, agreement, evaluate, predict, score_logits
+from secateur.measure.runtimes import RUNTIMES
 from secateur.measure.size import count_parameters, size_bytes, unique_state
 
 __all__ = [
+    "RUNTIMES",
+    "Comparison",
     "Latency",
     "Metrics",
     "PairedLatency",
+    "Speedup",
     "agreement",
+    "compare_latency",
     "count_parameters",
     "evaluate",
     "latency",

@@ -2,28 +2,28 @@
 
 What the numbers mean: wall-clock milliseconds of one call, eval mode, inference mode, inputs already on the
 device, after `warmup` calls that are not counted; the median over `repeats` calls, with the quartiles as its spread.
-Accelerators are synchronised before each reading of the clock. Batch, dtype, device and threads are part of the result,
-because numbers with other ones are not comparable. Two models are compared by `paired_latency`, which alternates them,
-so that a drift of the machine (heat, neighbours) hits both.
+Accelerators are synchronised before each reading of the clock. Runtime, shapes, dtype, device and threads are part of
+the result, because numbers with other ones are not comparable. Models are compared by timing them in turn, so that a
+drift of the machine (heat, neighbours) hits all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.errors import ConfigError
 from secateur.measure.modes import device_of, eval_mode
-
-Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+from secateur.measure.runtimes import RUNTIMES, Call
+from secateur.tensors import Inputs, as_call, tensors_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,40 @@ class Latency:
     p75_ms: float
     min_ms: float
     repeats: int
+    runtime: str
     batch_size: int
+    input_shapes: tuple[tuple[int, ...], ...]  # of each input tensor; of tokens, (batch, sequence)
     device: str
     dtype: str
     n_threads: int
 
     def __str__(self) -> str:
+        return f"{self.median_ms:.3f} ms [{self.p25_ms:.3f}, {self.p75_ms:.3f}] {self.setting()}"
+
+    def setting(self) -> str:
+        """Say what the time is of."""
+        shapes = ", ".join("×".join(map(str, shape)) or "scalar" for shape in self.input_shapes)
         return (
-            f"{self.median_ms:.3f} ms [{self.p25_ms:.3f}, {self.p75_ms:.3f}] per batch of {self.batch_size}"
-            f" on {self.device}, {self.dtype}, {self.n_threads} threads, {self.repeats} runs"
+            f"per batch of {self.batch_size} (inputs {shapes or 'none'}) in {self.runtime} on {self.device},"
+            f" {self.dtype}, {self.n_threads} threads, {self.repeats} runs"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """Quartiles of (first model's time / this model's time) within one turn; above 1, this one is faster."""
+
+    median: float
+    p25: float
+    p75: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Models timed in turn in one runtime, in the order in which they were given."""
+
+    latencies: tuple[Latency, ...]
+    speedups: tuple[Speedup, ...]  # over the first model, whose own are 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,25 +83,67 @@ class PairedLatency:
 
 
 def latency(
-    model: nn.Module, inputs: Inputs, *, repeats: int = 50, warmup: int = 10, n_threads: int | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    runtime: str = "eager",
+    repeats: int = 50,
+    warmup: int = 10,
+    n_threads: int | None = None,
 ) -> Latency:
     """Measure the time of `model(inputs)`. Training modes and the thread count are restored.
 
     Args:
         inputs: a tensor, a tuple of positional or a dict of keyword arguments, on the model's device.
+        runtime: what runs it: "eager", "compile" or "onnx" (see `secateur.measure.runtimes`).
         repeats, warmup: counted and uncounted calls.
         n_threads: CPU threads for the time of the measurement; None leaves them as they are.
+    Raises:
+        ConfigError, FileError: the runtime is missing here, or can't run this model.
 
     >>> timed = latency(nn.Linear(4, 2), torch.zeros(3, 4), repeats=5, warmup=1)
     >>> timed.batch_size, timed.repeats, timed.min_ms <= timed.median_ms
     (3, 5, True)
     """
-    _check(repeats, warmup, n_threads)
-    with eval_mode(model), _quiet_machine(n_threads):
-        for _ in range(warmup):
-            _time_ms(model, inputs)
-        times = [_time_ms(model, inputs) for _ in range(repeats)]
-        return _summary(model, inputs, times)
+    settings = {"runtime": runtime, "repeats": repeats, "warmup": warmup, "n_threads": n_threads}
+    return compare_latency([model], inputs, **settings).latencies[0]  # type: ignore[arg-type]
+
+
+def compare_latency(
+    models: Sequence[nn.Module],
+    inputs: Inputs,
+    *,
+    runtime: str = "eager",
+    repeats: int = 50,
+    warmup: int = 10,
+    n_threads: int | None = None,
+) -> Comparison:
+    """Measure models in turn on the same inputs: first, second, …, first, second, …
+
+    Args:
+        inputs, runtime, repeats, warmup, n_threads: as for `latency`; `repeats` turns.
+
+    >>> both = compare_latency([nn.Linear(512, 512), nn.Linear(512, 8)], torch.zeros(256, 512), repeats=9)
+    >>> both.speedups[0].median, both.speedups[1].median > 1
+    (1.0, True)
+    """
+    if repeats < 1 or warmup < 0 or (n_threads is not None and n_threads < 1):
+        raise ConfigError(
+            f"repeats={repeats}, warmup={warmup}, n_threads={n_threads}: repeats and n_threads must be at least 1."
+        )
+    with contextlib.ExitStack() as modes:
+        for model in models:
+            modes.enter_context(eval_mode(model))
+        modes.enter_context(quiet_machine(n_threads))
+        calls = [RUNTIMES[runtime](model, inputs) for model in models]
+        device = device_of(models[0])
+        turns = time_in_turn(calls, repeats=repeats, warmup=warmup, device=device)
+        return Comparison(
+            latencies=tuple(
+                _summary(model, inputs, runtime, [turn[i] for turn in turns]) for i, model in enumerate(models)
+            ),
+            speedups=tuple(_speedup([turn[0] / turn[i] for turn in turns]) for i in range(len(models))),
+        )
 
 
 def paired_latency(
@@ -98,31 +164,36 @@ def paired_latency(
     >>> pair.speedup > 1
     True
     """
-    _check(repeats, warmup, n_threads)
-    with eval_mode(dense), eval_mode(small), _quiet_machine(n_threads):
-        for _ in range(warmup):
-            _time_ms(dense, inputs)
-            _time_ms(small, inputs)
-        turns = [(_time_ms(dense, inputs), _time_ms(small, inputs)) for _ in range(repeats)]
-        ratios = _quartiles([a / b for a, b in turns])
-        return PairedLatency(
-            dense=_summary(dense, inputs, [a for a, _ in turns]),
-            small=_summary(small, inputs, [b for _, b in turns]),
-            speedup=ratios[1],
-            speedup_p25=ratios[0],
-            speedup_p75=ratios[2],
-        )
+    both = compare_latency([dense, small], inputs, repeats=repeats, warmup=warmup, n_threads=n_threads)
+    found = both.speedups[1]
+    return PairedLatency(
+        dense=both.latencies[0],
+        small=both.latencies[1],
+        speedup=found.median,
+        speedup_p25=found.p25,
+        speedup_p75=found.p75,
+    )
 
 
-def _check(repeats: int, warmup: int, n_threads: int | None) -> None:
-    if repeats < 1 or warmup < 0 or (n_threads is not None and n_threads < 1):
-        raise ConfigError(
-            f"repeats={repeats}, warmup={warmup}, n_threads={n_threads}: repeats and n_threads must be at least 1."
-        )
+def time_in_turn(calls: Sequence[Call], *, repeats: int, warmup: int, device: torch.device) -> list[tuple[float, ...]]:
+    """Time calls one after another, `repeats` times after `warmup` turns that are not counted; ms by turn and call."""
+    for _ in range(warmup):
+        for call in calls:
+            call()
+    return [tuple(time_ms(call, device) for call in calls) for _ in range(repeats)]
+
+
+def time_ms(call: Call, device: torch.device) -> float:
+    """Wall-clock milliseconds of one call."""
+    _synchronise(device)
+    start = time.perf_counter_ns()
+    call()
+    _synchronise(device)
+    return (time.perf_counter_ns() - start) / 1e6
 
 
 @contextmanager
-def _quiet_machine(n_threads: int | None) -> Iterator[None]:
+def quiet_machine(n_threads: int | None) -> Iterator[None]:
     """Set the thread count, hold the garbage collector back and record no gradients, for a while."""
     threads_before, was_collecting = torch.get_num_threads(), gc.isenabled()
     gc.collect()
@@ -138,44 +209,41 @@ def _quiet_machine(n_threads: int | None) -> Iterator[None]:
             gc.enable()
 
 
-def _time_ms(model: nn.Module, inputs: Inputs) -> float:
-    device = device_of(model)
-    _synchronise(device)
-    start = time.perf_counter_ns()
-    if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, tuple):
-        model(*inputs)
-    else:
-        model(inputs)
-    _synchronise(device)
-    return (time.perf_counter_ns() - start) / 1e6
-
-
 def _synchronise(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def _quartiles(values: list[float]) -> tuple[float, float, float]:
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The 25 %, 50 % and 75 % quantiles, between the values where needed.
+
+    >>> quartiles([1.0, 2.0, 4.0])
+    (1.5, 2.0, 3.0)
+    """
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, middle, high
 
 
-def _summary(model: nn.Module, inputs: Inputs, times: list[float]) -> Latency:
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
-    tensors = [part for part in parts if isinstance(part, Tensor)]
+def _speedup(ratios: Sequence[float]) -> Speedup:
+    low, middle, high = quartiles(ratios)
+    return Speedup(median=middle, p25=low, p75=high)
+
+
+def _summary(model: nn.Module, inputs: Inputs, runtime: str, times: Sequence[float]) -> Latency:
+    tensors = tensors_in(as_call(inputs))
     floats = [t.dtype for t in (*model.parameters(), *tensors) if t.is_floating_point()]
-    p25, median, p75 = _quartiles(times)
+    p25, median, p75 = quartiles(times)
     return Latency(
         median_ms=median,
         p25_ms=p25,
         p75_ms=p75,
         min_ms=min(times),
         repeats=len(times),
+        runtime=runtime,
         batch_size=tensors[0].shape[0] if tensors and tensors[0].ndim else 1,
+        input_shapes=tuple(tuple(t.shape) for t in tensors),
         device=str(device_of(model)),
         dtype=str(floats[0]).removeprefix("torch.") if floats else "none",
         n_threads=torch.get_num_threads(),
