@@ -25,6 +25,7 @@ from secateur.tensors import Identities, Inputs, as_call, named_tensors, on_devi
 from secateur.twins import Twin, run, twin
 
 _CPU = torch.device("cpu")
+_PLAIN = {int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 
 class Watcher(Protocol):
@@ -151,11 +152,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         taken: list[Any] = []
         seen: list[Any] = []
         for a in args:
-            if isinstance(a, Tensor):
-                a = a if type(a) is Twin and a in self.values else self._enter(a)
+            if type(a) in _PLAIN:
                 taken.append(a)
-                seen.append(self._value_of(a))
-            elif isinstance(a, list | tuple) and a and not isinstance(a[0], int):
+                seen.append(a)
+            elif isinstance(a, Tensor):
+                if (value := self.values.get(a)) is None:
+                    a = self._enter(a)
+                    value = self._value_of(a)
+                taken.append(a)
+                seen.append(value)
+            elif isinstance(a, list | tuple) and a and type(a[0]) is not int:
                 inner, inner_seen = self._take(a)
                 taken.append(type(a)(inner))
                 seen.append(type(a)(inner_seen))
@@ -169,17 +175,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return dict(zip(kwargs, taken, strict=True)), dict(zip(kwargs, seen, strict=True))
 
     def _enter(self, tensor: Tensor) -> Tensor:
-        """The twin of a tensor that an operator reads for the first time, or again."""
-        if tensor in self.values:
-            return tensor
+        """The twin of a tensor that has no value: one of the model, a constant, or what code made of neither."""
         if (mine := self.twins.get(tensor)) is not None:
             return mine  # type: ignore[no-any-return]
-        key = self.names.get(id(tensor))
-        if key is None and type(tensor) is Twin:
+        value = self.tensors.get(self.names.get(id(tensor), ""))
+        if value is None and type(tensor) is Twin:
             return tensor
         self.twins[tensor] = mine = twin(tensor) if self.is_fake and type(tensor) is not Twin else tensor
-        self.values[mine] = self.tensors[key] if key is not None else self._constant(tensor)
-        if not isinstance(tensor, nn.Parameter):
+        self.values[mine] = value or self._constant(tensor)
+        if value is None or value.source != "parameter":
             self.shadows.set(mine, tensor)
         return mine
 

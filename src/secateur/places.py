@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from secateur import shadows, twins
+from secateur.tensors import modules_of
 
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
@@ -23,7 +24,7 @@ class Places:
     """Finds places of operators in one forward; `own` names our files, which are no part of the model."""
 
     def __init__(self, model: nn.Module, *own: str) -> None:
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.names = {id(module): fqn for fqn, module in reversed(modules_of(model))}  # the first name counts
         self.start = own[0]  # the file that calls the model
         self.own = (*own, shadows.__file__, twins.__file__, __file__)
         self._lines: dict[tuple[int, int], tuple[CodeType, str]] = {}

@@ -8,7 +8,7 @@ such an axis is frozen anyway, and the proof runs on real values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,14 +38,11 @@ class Shadows:
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute an operator on shadows, if all its tensors have one."""
-        tensors: list[Tensor] = []
-        map_tensors(tensors.append, args)
-        map_tensors(tensors.append, kwargs)
         if func in _UNIFORM and out.numel() <= _LIMIT:  # random paths of training (layer drop): nothing is dropped
             with unset_fake_temporarily():
                 self.values[out] = torch.full(out.shape, 0.999, dtype=out.dtype)
             return
-        if any(t not in self.values for t in tensors) or _RANDOM in func.tags:
+        if not self._knows(args) or not self._knows(kwargs.values()) or _RANDOM in func.tags:
             if func._schema.is_mutable:
                 self._forget(_outputs(out))
             return
@@ -56,6 +53,16 @@ class Shadows:
             result = func(*real_args, **real_kwargs)
         for t, value in zip(_outputs(out), _outputs(result), strict=True):
             self.values[t] = value
+
+    def _knows(self, args: Iterable[Any]) -> bool:
+        """True where every tensor among arguments has a value."""
+        for a in args:
+            if isinstance(a, Tensor):
+                if a not in self.values:
+                    return False
+            elif isinstance(a, list | tuple) and not self._knows(a):
+                return False
+        return True
 
     def _forget(self, written: list[Tensor]) -> None:
         """Something without a shadow was written into these: they and all views of them are unknown now."""

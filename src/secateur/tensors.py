@@ -80,6 +80,21 @@ class Identities(MutableMapping[Tensor, Any]):
         return len(self._items)
 
 
+def modules_of(model: nn.Module, fqn: str = "") -> list[tuple[str, nn.Module]]:
+    """Every module with its fqn, parents first, a shared one under each of its names.
+
+    `named_modules` says the same, but hands each module through as many generators as it lies deep.
+
+    >>> [fqn for fqn, _ in modules_of(nn.Sequential(nn.Sequential(nn.ReLU())))]
+    ['', '0', '0.0']
+    """
+    found = [(fqn, model)]
+    for name, child in model._modules.items():
+        if child is not None:
+            found += modules_of(child, f"{fqn}.{name}" if fqn else name)
+    return found
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by fqn, a tied tensor under each of its names.
 
@@ -88,7 +103,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     parameters: dict[str, Tensor] = {}
     others: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # buffers, attributes
     seen: set[int] = set()
-    for fqn, module in model.named_modules(remove_duplicate=False):
+    for fqn, module in modules_of(model):
         start = f"{fqn}." if fqn else ""
         parameters |= {start + name: t for name, t in module._parameters.items() if t is not None}
         if id(module) in seen:

@@ -144,7 +144,7 @@ def leaf_keep(graph: Graph, plan: Plan) -> dict[Leaf, Tensor]:
                 continue
             n = graph.trace.tensors[member.key].shape[member.axis]
             stays = torch.zeros(n, dtype=torch.bool).index_fill_(0, index, True)
-            places = replace(member, axis=0).view(stays).reshape(group.size, -1)
+            places = member._replace(axis=0).view(stays).reshape(group.size, -1)
             left = places.any(1).nonzero().flatten()
             if len(left) < group.size:
                 keep.setdefault(group.leaf, left)

@@ -143,8 +143,7 @@ def unify(a: Dim, b: Dim) -> None:
     >>> y = Leaf(12); unify(y, prod([heads, head_dim])); unify(y, prod([Leaf(6), Leaf(2)])); find(y)
     Prod[3, 2, 2]
     """
-    a, b = find(a), find(b)
-    if a is b:
+    if a is b or (a := find(a)) is (b := find(b)):
         return
     if a.size != b.size:
         raise AlignError(f"{a} and {b} differ in size")

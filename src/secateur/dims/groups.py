@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,8 +12,7 @@ from secateur.dims.rule import Solution
 from secateur.errors import GroupError
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One place where a group occurs: some indices of one axis of one parameter, buffer or tensor attribute.
 
     Index i of the group stands at `offset + i * stride + sum_j r_j * s_j` for every r_j < n_j, where
@@ -73,7 +72,10 @@ class Group:
     leaf: Leaf = field(default_factory=lambda: Leaf(0), compare=False, repr=False)
 
 
-def occurrences(dim: Dim) -> Iterator[tuple[Leaf, int, int, tuple[tuple[int, int], ...]]]:
+Occurrence = tuple[Leaf, int, int, tuple[tuple[int, int], ...]]
+
+
+def occurrences(dim: Dim) -> list[Occurrence]:
     """Every occurrence of every leaf in a dim, as (leaf, offset, stride, loops) (see `Member`).
 
     >>> [(leaf.size, *rest) for leaf, *rest in occurrences(Prod((Leaf(3), Leaf(4))))]
@@ -81,12 +83,15 @@ def occurrences(dim: Dim) -> Iterator[tuple[Leaf, int, int, tuple[tuple[int, int
     """
     dim = find(dim)
     if isinstance(dim, Leaf):
-        yield dim, 0, 1, ()
-    elif isinstance(dim, Cat):
+        return [(dim, 0, 1, ())]
+    found: list[Occurrence] = []
+    if isinstance(dim, Cat):
         start = 0
         for part in dim.parts:
-            for leaf, offset, stride, loops in occurrences(part):
-                yield leaf, start + offset, stride, loops
+            if isinstance(part, Leaf):
+                found.append((part, start, 1, ()))
+            else:
+                found += [(x, start + offset, stride, loops) for x, offset, stride, loops in occurrences(part)]
             start += part.size
     elif isinstance(dim, Prod) and dim.factors:
         strides = [1]
@@ -95,7 +100,8 @@ def occurrences(dim: Dim) -> Iterator[tuple[Leaf, int, int, tuple[tuple[int, int
         for i, (f, step) in enumerate(zip(dim.factors, strides, strict=True)):
             others = tuple((g.size, s) for j, (g, s) in enumerate(zip(dim.factors, strides, strict=True)) if j != i)
             for leaf, offset, stride, loops in occurrences(f):
-                yield leaf, offset * step, stride * step, (*((n, s * step) for n, s in loops), *others)
+                found.append((leaf, offset * step, stride * step, (*((n, s * step) for n, s in loops), *others)))
+    return found
 
 
 def build_groups(solution: Solution) -> list[Group]:

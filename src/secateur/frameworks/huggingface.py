@@ -17,7 +17,7 @@ def traceable_experts(model: nn.Module) -> Iterator[None]:
     The default implementations loop over the experts that the tokens of one batch happen to hit, or call a grouped
     kernel; the batched one computes the same from shapes alone.
     """
-    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), _EXPERTS, None)}
+    configs = {id(c): c for m in model.modules() if getattr(c := vars(m).get("config"), _EXPERTS, None)}
     before = [(config, getattr(config, _EXPERTS)) for config in configs.values()]
     for config, _ in before:
         setattr(config, _EXPERTS, "batched_mm")
