@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.allocate import Allocation, AllocationMethod, Budget, Space, Uniform, allocate, make_method
+from secateur.allocate import Allocation, AllocationMethod, Budget, Space, Uniform, allocate, make_method, topology
 from secateur.criteria import (
     L2,
     Context,
@@ -67,7 +67,7 @@ class PruneConfig:
 def plan(
     model: nn.Module,
     inputs: Inputs,
-    budget: Budget,
+    budget: Budget | None,
     config: PruneConfig | None = None,
     *,
     data: Iterable[Any] | None = None,
@@ -78,7 +78,7 @@ def plan(
     Args:
         model: the trained network.
         inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        budget: what may be kept, as fractions of the dense model.
+        budget: what may be kept, as fractions of the dense model; None for a method that needs no budget (`TopN`).
         config: criterion, allocation, modules to leave alone, seed.
         data: batches of (x, y) or dicts with "labels", for criteria that need gradients.
         loss: of (model output, labels); only for such criteria.
@@ -119,7 +119,7 @@ def plan(
     made_with = {
         "criterion": to_dict(criterion) if type(criterion).name != "function" else {"name": "function"},
         "method": {"name": method.name, **asdict(method)},
-        "budget": budget.asked(),
+        "budget": {} if budget is None else budget.asked(),
         "ignore": list(config.ignore),
         "seed": config.seed,
     }
@@ -206,4 +206,5 @@ def _space(graph: Graph, chosen: list[Group]) -> Space:
         sizes={g.name: g.size for g in chosen},
         cost=graph.cost,
         ties=tuple(sorted(tie for tie in ties if names.issuperset(tie))),
+        kinds={g.name: topology(g) for g in chosen},
     )

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.criteria import L1, L2, BnScale, Context, Random, Taylor, score_groups
+from secateur.criteria import L1, L2, BnScale, Context, Cosine, GeometricMedian, Lamp, Random, Taylor, score_groups
+from secateur.criteria.redundancy import elimination_scores
 from secateur.errors import ConfigError, GroupError
 
 
@@ -184,3 +185,68 @@ def test_random_is_spread_over_the_unit_interval():
 def test_random_without_a_generator_is_an_error():
     with pytest.raises(ConfigError, match="Random scores for group 'g' take a generator"):
         Random().score(group(), Context({}))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, normalizations)
+def test_fpgm_sums_distances_to_all_other_units(seed, how):
+    source, members = draw(seed), (PRODUCER, BIAS)
+    rows = [list(chain.from_iterable(elements(source, members, c))) for c in range(4)]
+    expected = [sum(math.dist(a, b) for b in rows) for a in rows]
+    scores = GeometricMedian(roles=("producer", "bias"), normalize=how).score(group(*members, READER), Context(source))
+    torch.testing.assert_close(scores, divided(expected, how))
+
+
+def test_fpgm_drops_the_geometric_median():
+    """Of points on a line, the middle one has the least sum of distances; also for near neighbours far from zero."""
+    source = {"w": torch.tensor([0.0, 10.0, 4.0, 5.0]) + 1000}
+    assert GeometricMedian(normalize="none").score(group(PRODUCER), Context(source)).tolist() == [19, 21, 11, 11]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=4, max_size=4))
+def test_lamp_is_the_share_of_the_units_that_are_no_smaller(values):
+    squares = [float(v * v) for v in values]
+    expected = [s / sum(other for other in squares if other >= s) if s else 0.0 for s in squares]
+    scores = Lamp().score(group(PRODUCER), Context({"w": torch.tensor(values).float()}))
+    torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+def slow_elimination(rows):
+    """Look at all pairs anew each time."""
+
+    def norm(c):
+        return math.sqrt(sum(v * v for v in rows[c]))
+
+    def cosine(c, d):
+        if not norm(c) or not norm(d):
+            return 1.0
+        return sum(a * b for a, b in zip(rows[c], rows[d], strict=True)) / norm(c) / norm(d)
+
+    left, scores = list(range(len(rows))), [2.0] * len(rows)
+    while len(left) > 1:
+        c, d = max(((c, d) for c in left for d in left if c < d), key=lambda pair: cosine(*pair))
+        gone = c if norm(c) < norm(d) else d
+        scores[gone] = 1 - cosine(c, d)
+        left.remove(gone)
+    return scores
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 9))
+def test_elimination_drops_one_of_the_most_alike_pair_at_a_time(seed, n):
+    rows = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(elimination_scores(rows @ rows.T), torch.tensor(slow_elimination(rows.tolist())))
+
+
+def test_of_copies_one_stays():
+    """Three copies of one unit and a fourth: two copies score 0, the largest stays to the end."""
+    source = {"w": torch.tensor([[1.0, 1.0], [3.0, 3.0], [2.0, 2.0], [1.0, -1.0]])}
+    scores = Cosine().score(group(PRODUCER), Context(source))
+    torch.testing.assert_close(scores, torch.tensor([0.0, 2.0, 0.0, 1.0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("criterion", [GeometricMedian(), Cosine(), Lamp(roles=("producer",))], ids=str)
+def test_a_group_without_the_roles_is_an_error(criterion):
+    with pytest.raises(GroupError, match="Group 'g' has no member of roles producer; it has bias, reader"):
+        criterion.score(group(READER, BIAS), Context(draw(0)))

@@ -3,8 +3,10 @@
 from secateur.allocate.budget import Budget, Space
 from secateur.allocate.curves import ErrorCurve, curve_of
 from secateur.allocate.dynamic import DynamicProgram, knapsack
+from secateur.allocate.isomorphic import Isomorphic, topology
 from secateur.allocate.lagrangian import Lagrangian
 from secateur.allocate.methods import ALLOCATIONS, AllocationMethod, Global, Uniform, make_method
+from secateur.allocate.per_group import Quantile, TopN
 from secateur.allocate.solve import Allocation, allocate
 from secateur.dims.cost import Cost
 
@@ -17,11 +19,15 @@ __all__ = [
     "DynamicProgram",
     "ErrorCurve",
     "Global",
+    "Isomorphic",
     "Lagrangian",
+    "Quantile",
     "Space",
+    "TopN",
     "Uniform",
     "allocate",
     "curve_of",
     "knapsack",
     "make_method",
+    "topology",
 ]

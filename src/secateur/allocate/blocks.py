@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.allocate.budget import Space
 
@@ -28,6 +28,7 @@ class Block:
     stride: int  # shares per level
     lowest: int  # the level of the floor
     highest: int  # the level of the full width
+    kind: str = ""  # blocks of one kind are built alike
 
     def shares(self, level: int) -> int:
         """Return n(level), out of `unit`."""
@@ -82,7 +83,8 @@ def make_blocks(space: Space, scored: Collection[str], floor: float, round_to: i
         if not here:
             continue
         missing = [name for name in names if name not in scored]
-        blocks.append(make_block(here, tuple(space.sizes[name] for name in here), 1.0 if missing else floor, round_to))
+        block = make_block(here, tuple(space.sizes[name] for name in here), 1.0 if missing else floor, round_to)
+        blocks.append(replace(block, kind=" tied to ".join(sorted({space.kinds.get(name, "") for name in here}))))
         if missing:
             notes.append(
                 f"{blocks[-1]} keeps its full width: it is tied to {', '.join(map(repr, missing))}, not scored."

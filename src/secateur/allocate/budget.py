@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from secateur.dims.cost import Cost
 from secateur.errors import ConfigError
@@ -57,7 +57,7 @@ class Budget:
     def __post_init__(self) -> None:
         asked = self.asked()
         if not asked:
-            names = ", ".join(field.name for field in fields(self))
+            names = ", ".join(f.name for f in fields(self))
             raise ConfigError(f"An empty budget keeps everything. Give at least one of {names}.")
         for name, value in asked.items():
             if fault := _fault(name, value):
@@ -65,7 +65,7 @@ class Budget:
 
     def asked(self) -> dict[str, float]:
         """Return what is given, by name."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -96,6 +96,7 @@ class Space:
         cost: the model's cost when group g keeps counts[g] units; a group that is not mentioned keeps all.
             It never grows when a count falls.
         ties: groups that keep the same fraction: counts[a] / sizes[a] == counts[b] / sizes[b], exactly.
+        kinds: what kind each group is, for methods that compare only groups of one kind; "" where it is left out.
 
     >>> Space({"a": 4}, cost=lambda counts: Cost(0, 0), ties=(("a", "b"),))
     Traceback (most recent call last):
@@ -105,6 +106,7 @@ class Space:
     sizes: Mapping[str, int]
     cost: Callable[[Mapping[str, int]], Cost]
     ties: tuple[tuple[str, ...], ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, size in self.sizes.items():

@@ -26,6 +26,7 @@ class AllocationMethod(ABC):
     """
 
     name: ClassVar[str]
+    needs_budget: ClassVar[bool] = True
     floor: float = 0.1
     round_to: int = 1
 
@@ -119,5 +120,5 @@ def make_method(spec: str | AllocationMethod) -> AllocationMethod:
     if isinstance(spec, AllocationMethod):
         return spec
     raise ConfigError(
-        f"{spec!r} is no allocation method. Pass Uniform(), Global(), or a name: {', '.join(ALLOCATIONS)}."
+        f"{spec!r} is no allocation method. Pass one such as Uniform(), or a name: {', '.join(ALLOCATIONS)}."
     )

@@ -34,7 +34,7 @@ class Allocation:
 def allocate(
     scores: Mapping[str, Tensor | ErrorCurve],
     space: Space,
-    budget: Budget,
+    budget: Budget | None,
     method: AllocationMethod | str = "global",
 ) -> Allocation:
     """Choose what each scored group keeps so that the model fits the budget.
@@ -45,9 +45,11 @@ def allocate(
     Args:
         scores: by group, (size,), any device, larger = keep; or an `ErrorCurve`, whose units stay in its own order.
             Groups of the space without scores keep all.
+        budget: None only for a method that chooses counts by itself, such as `TopN`.
         method: an allocation method or its registered name.
     Raises:
-        ConfigError: there are no scores, or scores of a group that the space does not have.
+        ConfigError: there are no scores, or scores of a group that the space does not have; or the method needs a
+            budget and there is none.
         GroupError: scores of the wrong shape, or NaN or Inf among them.
 
     >>> from secateur.allocate import Cost, Global, Uniform
@@ -60,6 +62,8 @@ def allocate(
     """
     method = make_method(method)
     _check(scores, space)
+    if budget is None and method.needs_budget:
+        raise ConfigError(f"Method '{method.name}' takes a budget. Pass one, such as Budget(macs=0.5).")
     units = {name: ranked(values) for name, values in scores.items()}
     blocks, notes = make_blocks(space, scores.keys(), method.floor, method.round_to)
     meter = Meter(blocks, space, budget)

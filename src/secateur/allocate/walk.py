@@ -24,10 +24,10 @@ ROUNDING = 1e-9  # of dense: forgives the binary form of budgets such as 0.3
 class Meter:
     """Says what fraction of the dense model a choice of levels keeps, and how far that is from the budget."""
 
-    def __init__(self, blocks: Sequence[Block], space: Space, budget: Budget) -> None:
+    def __init__(self, blocks: Sequence[Block], space: Space, budget: Budget | None) -> None:
         self.blocks = blocks
         self.space = space
-        self.asked = budget.asked()
+        self.asked = {} if budget is None else budget.asked()
         if "drop_points" in self.asked:
             raise ConfigError(
                 f"drop_points={self.asked['drop_points']:g} is met by trying budgets on data, which secateur.compress"
@@ -80,7 +80,7 @@ class Meter:
 
     def fits(self, levels: Tensor) -> bool:
         """Say whether every fraction is at most what was asked."""
-        return min(self.slack(levels).values()) >= -ROUNDING
+        return all(slack >= -ROUNDING for slack in self.slack(levels).values())
 
 
 def spend(blocks: Sequence[Block], prices: Sequence[Tensor], meter: Meter) -> tuple[Tensor, list[str]]:
@@ -101,7 +101,7 @@ def spend(blocks: Sequence[Block], prices: Sequence[Tensor], meter: Meter) -> tu
     for _ in range(MAX_SKIPS):
         n_taken = _longest_run(steps, levels, meter)
         levels = _after(steps[:n_taken], levels)
-        if n_taken == len(steps) or min(meter.slack(levels).values()) <= TOLERANCE:
+        if n_taken == len(steps) or min(meter.slack(levels).values(), default=0.0) <= TOLERANCE:
             break
         coarse = int(steps[n_taken])
         skipped.append(blocks[coarse])
@@ -145,7 +145,7 @@ def shortfall(meter: Meter, levels: Tensor, skipped: Sequence[Block] = ()) -> li
         skipped: blocks whose next step was too coarse.
     """
     slacks = meter.slack(levels)
-    tightest = min(slacks, key=lambda name: slacks[name])
+    tightest = min(slacks, key=lambda name: slacks[name], default="")
     notes = []
     for name, slack in slacks.items():
         if slack <= TOLERANCE:

@@ -12,9 +12,12 @@ from secateur.criteria.base import (
     score_groups,
 )
 from secateur.criteria.bn_scale import BnScale
+from secateur.criteria.geometric_median import GeometricMedian
 from secateur.criteria.gradients import collect_gradients, cross_entropy, next_token_cross_entropy
+from secateur.criteria.lamp import Lamp
 from secateur.criteria.magnitude import L1, L2
 from secateur.criteria.random import Random
+from secateur.criteria.redundancy import Cosine
 from secateur.criteria.serialize import from_dict, to_dict
 from secateur.criteria.taylor import Taylor
 
@@ -26,8 +29,11 @@ __all__ = [
     "ROLES",
     "BnScale",
     "Context",
+    "Cosine",
     "Criterion",
     "FunctionCriterion",
+    "GeometricMedian",
+    "Lamp",
     "Random",
     "Taylor",
     "collect_gradients",

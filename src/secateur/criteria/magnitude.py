@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.criteria.base import CRITERIA, LEARNED, Context, Criterion
-from secateur.criteria.options import NORMALIZERS, Normalize, check_choice, check_roles, normalized
-from secateur.errors import GroupError
+from secateur.criteria.options import NORMALIZERS, Normalize, check_choice, check_roles, normalized, slices_of
 
 if TYPE_CHECKING:
     from secateur.dims.groups import Group
@@ -47,14 +46,7 @@ class _Magnitude(Criterion):
 
     def score(self, group: Group, context: Context) -> Tensor:
         """Return the norm per unit over members of `roles`, normalized; GroupError if the group has none of them."""
-        slices = context.slices(group, self.roles)
-        if not slices:
-            raise GroupError(
-                f"Group '{group.name}' has no member of roles {', '.join(self.roles)}; "
-                f"it has {', '.join(sorted({member.role for member in group.members})) or 'none at all'}. "
-                "Add one of these to roles."
-            )
-        return normalized(magnitude_scores(slices, self.p), self.normalize)
+        return normalized(magnitude_scores(slices_of(group, context, self.roles), self.p), self.normalize)
 
 
 @CRITERIA.register("l1")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from secateur.criteria.base import ROLES
-from secateur.errors import ConfigError
+from secateur.criteria.base import ROLES, Context
+from secateur.errors import ConfigError, GroupError
+
+if TYPE_CHECKING:
+    from secateur.dims.groups import Group
 
 Normalize = Literal["none", "mean", "max"]
 
@@ -54,3 +57,14 @@ def check_roles(roles: object) -> None:
         raise ConfigError(f"roles={roles!r} is not a tuple of roles. Choose from: {', '.join(ROLES)}.")
     for role in roles:
         check_choice("roles", role, ROLES)
+
+
+def slices_of(group: Group, context: Context, roles: tuple[str, ...]) -> list[Tensor]:
+    """Return `context.slices`; GroupError where the group has no member of these roles."""
+    if slices := context.slices(group, roles):
+        return slices
+    raise GroupError(
+        f"Group '{group.name}' has no member of roles {', '.join(roles)}; "
+        f"it has {', '.join(sorted({member.role for member in group.members})) or 'none at all'}. "
+        "Add one of these to roles."
+    )
