@@ -7,6 +7,7 @@ are recognised by identity wherever its code found them: in a module, a list, a 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, MutableMapping
 from typing import Any, Protocol
 
@@ -16,13 +17,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from secateur import choices
+from secateur.choices import Undecided
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward, quiet
 from secateur.places import Places
 from secateur.record import Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, settle
 from secateur.shadows import Shadows
 from secateur.tensors import Identities, Inputs, as_call, named_tensors, on_device, skeleton, tensors_in
-from secateur.twins import Twin, run, twin
+from secateur.twins import Twin, map_tensors, run, twin
 
 _CPU = torch.device("cpu")
 _PLAIN = {int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format}
@@ -74,6 +77,8 @@ def capture(
         try:
             with recorder, quiet():
                 result = model(*args, **kwargs)
+        except Undecided as end:
+            result = end.tensors
         except Exception as error:
             raise recorder.explain(error) from error
     if not tensors_in(result):
@@ -99,7 +104,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.is_fake = is_fake
         self.watch = watch
         self.places = Places(model, __file__)
-        self.shadows = Shadows()
+        self.shadows = Shadows(is_fake)
+        self.ended_by = ""
         self.ops: list[Op] = []
         self.n_values = 0
         self.values: MutableMapping[Tensor, Value] = Identities() if is_fake else WeakIdKeyDictionary()
@@ -121,10 +127,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fqn, location = self.places.here()
         args, seen = self._take(args)
         named, seen_named = self._take_named(kwargs) if kwargs else ({}, {})
-        if self.is_fake:
-            out = self._run(func, args, named)
+        deciders = choices.deciders(func, args, named)
+        chooses_all = deciders is not None and any(t not in self.shadows for t in deciders)
+        if chooses_all:
+            out = self._choose(func, args, named, f"{func} in '{fqn or 'the model'}' ({location})")
+        elif deciders is not None and self.is_fake:
+            out = self.shadows.answer(func, args, named)
         else:
-            out = settle(func, func(*args, **named))
+            out = self._run(func, args, named)
         outs = out if isinstance(out, tuple | list) else (out,)
         if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
@@ -132,19 +142,30 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif is_constant_copy(func) and isinstance(seen[0], Value) and seen[0].number is not None:
             self._value_of(out, seen[0].number)
         values = tuple([self._value_of(t) if isinstance(t, Tensor) else None for t in outs])
-        self.ops.append(Op(len(self.ops), func, tuple(seen), seen_named, values, fqn, location))
+        self.ops.append(Op(len(self.ops), func, tuple(seen), seen_named, values, fqn, location, chooses_all))
         if self.watch is not None:
             self.watch.operator(func, args, out)
         return out
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Run an operator on twins; where they are known, values answer what code asks about them."""
-        out = self.shadows.answer(func, args)
-        if out is NotImplemented:
+        if self.is_fake:
             if (device := kwargs.get("device")) is not None and torch.device(device).type == "meta":
                 kwargs["device"] = _CPU
             out = run(func, args, kwargs)
-            self.shadows.follow(func, args, kwargs, out)
+        else:
+            out = settle(func, func(*args, **kwargs))
+        self.shadows.follow(func, args, kwargs, out)
+        return out
+
+    def _choose(self, func: Any, args: Any, kwargs: dict[str, Any], where: str) -> Any:
+        """An operator that learned values decide: every element is chosen, or the record ends."""
+        out = choices.choose_all(func, args, kwargs)
+        if out is NotImplemented:
+            self.ended_by = where
+            raise Undecided(tensors_in(args), sys._getframe(2), __file__)
+        if self.is_fake:
+            out = map_tensors(lambda t: t if isinstance(t, Twin) else twin(t), out)
+        self.shadows.follow(func, args, kwargs, out)
         return out
 
     def _take(self, args: Iterable[Any]) -> tuple[list[Any], list[Any]]:
@@ -200,7 +221,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [self.values[t] for t in tensors_in(result) if t in self.values]
         # An output may be a tensor of the model itself, which no operator touched.
         outputs += [self.tensors[self.names[id(t)]] for t in tensors_in(result) if id(t) in self.names]
-        return Trace(tuple(self.ops), tuple(self.inputs), tuple(outputs), self.tensors, self.tied)
+        return Trace(tuple(self.ops), tuple(self.inputs), tuple(outputs), self.tensors, self.tied, self.ended_by)
 
     def explain(self, error: Exception) -> ForwardFailed:
         """Name the module and the line of the user's code where the forward failed."""

@@ -16,11 +16,11 @@ _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 @contextlib.contextmanager
 def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[None]:
-    """Eval mode, no gradients, no fused encoder path inside; afterwards each module's own training flag is back.
+    """Eval mode, no gradients, no fused encoder path inside; afterwards each module holds what it held before.
 
     `nn.TransformerEncoder`'s fused eval path is one opaque operator; its plain path says the same in ATen.
     """
-    flags = [(module, module.training) for module in model.modules()]
+    states = [_State(module) for module in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     model.train(is_training)
@@ -29,8 +29,24 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, training in flags:
-            module.training = training
+        for state in states:
+            state.restore()
+
+
+class _State:
+    """What a module holds, to be put back: its training flag, and what its code may keep from a first forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.contents = [(held, held.copy()) for held in self.attributes.values() if type(held) in (dict, list)]
+
+    def restore(self) -> None:
+        vars(self.module).clear()
+        vars(self.module).update(self.attributes)
+        for held, content in self.contents:
+            held.clear()
+            held.update(content) if isinstance(held, dict) else held.extend(content)
 
 
 def _plain_rnn(model: nn.Module) -> contextlib.AbstractContextManager[None]:

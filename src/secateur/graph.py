@@ -27,12 +27,13 @@ class Graph:
     """What `trace` returns: the record of one forward, its dimensions, groups and cost.
 
     `groups` lists every independent dimension of the parameters, frozen ones with their reason; `prunable` those that
-    may shrink. `print(graph)` shows them as a table.
+    may shrink. `notes` says what the record does not show. `print(graph)` shows all of it.
     """
 
-    def __init__(self, trace: Trace, solution: Solution) -> None:
+    def __init__(self, trace: Trace, solution: Solution, notes: tuple[str, ...] = ()) -> None:
         self.trace = trace
         self.solution = solution
+        self.notes = notes
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -84,7 +85,7 @@ class Graph:
         ]
         if self.uncounted:
             lines.append("uncounted operators: " + "; ".join(self.uncounted))
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
@@ -106,13 +107,12 @@ def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
     Cost(params=26, macs=20, size_bytes=104, activation_bytes=44, latency_ms=0.0)
     """
     record = capture(model, inputs, is_fake=is_fake)
-    training = _training_record(model, inputs) if record.unread else None
-    return Graph(record, solve(record, training))
-
-
-def _training_record(model: nn.Module, inputs: Inputs) -> Trace | None:
-    """The training forward, for parameters that the eval forward does not read; None where it can't be captured."""
-    try:
-        return capture(model, inputs, is_training=True)
-    except CaptureError:
-        return None  # those parameters stay frozen, which the groups say
+    training, notes = None, []
+    if record.ended_by:
+        notes.append(f"the record ends at {record.ended_by}: the code goes on by a learned value")
+    if record.unread:
+        try:
+            training = capture(model, inputs, is_training=True)
+        except CaptureError as error:
+            notes.append(f"what only training uses is kept whole, since its forward can't be captured: {error}")
+    return Graph(record, solve(record, training), tuple(notes))

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.choices import as_chosen, chosen
 from secateur.dims.algebra import Dim, Leaf, kept, leaves
 from secateur.dims.rule import Position, Read
 from secateur.graph import Graph
 from secateur.observe import Follower, passes
-from secateur.record import Op, settle
+from secateur.record import Op
 
 _N_SAMPLES = 64
 _STRUCTURAL = 1e-2
@@ -34,6 +35,7 @@ class Sampler:
     def __init__(self) -> None:
         self.at = 0
         self.samples: Samples = {}
+        self.orders: dict[int, Tensor] = {}  # by place: the indices that an ordering operator gives
         self.results: list[Tensor] = []
 
     def operator(self, func: Any, args: Any, out: Any) -> None:
@@ -41,6 +43,8 @@ class Sampler:
         if not passes(func, args, out):
             if (first := _first(out)) is not None:
                 self.samples[self.at] = first[_places(first.shape)].double(), _largest(first)
+            if (order := chosen(func, out)) is not None:
+                self.orders[self.at] = order.clone()
             self.at += 1
 
     def result(self, tensors: list[Tensor]) -> None:
@@ -54,7 +58,7 @@ class Law(Follower):  # type: ignore[no-untyped-call]
     Args:
         keep: the indices that stay, by leaf.
         scales: by operator, arguments that the code computed from a width, as the pruned model has them.
-        samples: what the pruned model gave, operator by operator.
+        seen: what the pruned model gave, operator by operator.
 
     `problem` names the first operator that differs, or that the real run did not call as recorded.
     """
@@ -64,13 +68,13 @@ class Law(Follower):  # type: ignore[no-untyped-call]
         graph: Graph,
         keep: dict[Leaf, Tensor],
         scales: Mapping[int, Mapping[Position, Any]],
-        samples: Samples,
+        seen: Sampler,
     ) -> None:
         super().__init__(graph.trace)
         self.graph = graph
         self.leaf_keep = keep
         self.scales = scales
-        self.samples = samples
+        self.seen = seen
         self.reads: dict[int, list[Read]] = {}
         for read in graph.solution.reads:
             if self._shrinks(read.dim):
@@ -93,9 +97,20 @@ class Law(Follower):  # type: ignore[no-untyped-call]
             x = args[read.position] if isinstance(read.position, int) else kwargs[read.position]
             args, kwargs = _put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
         reference = self.references.get(i)
-        out = settle(func, func(*args, **kwargs)) if reference is None else reference(func, args, kwargs, self.keep)
+        if reference is not None:
+            out = reference(func, args, kwargs, self.keep)
+        else:
+            out = super().call(op, func, args, kwargs)
+        if (order := self.seen.orders.get(self.place)) is not None:
+            out = as_chosen(func, args, kwargs, out, self._renumbered(op, -1, order))
         self._compare(op, self.place, out, args)
         return out
+
+    def _renumbered(self, op: Op, output: int, values: Tensor) -> Tensor:
+        """Elements of an output; where they index a dim, the pruned model's i is the i-th that it keeps."""
+        value = op.outputs[output]
+        dim = None if value is None else self.graph.solution.indexes.get(value.index)
+        return values if dim is None else self.keep(dim).to(values.device)[values.long()].to(values.dtype)
 
     def _shrinks(self, dim: Dim) -> bool:
         return any(leaf in self.leaf_keep for leaf in leaves(dim))
@@ -103,7 +118,7 @@ class Law(Follower):  # type: ignore[no-untyped-call]
     def _compare(self, op: Op, place: int, out: Any, args: Any) -> None:
         """Note the first operator whose kept values are not those of the pruned model."""
         first = _first(out)
-        sample = self.samples.get(place)
+        sample = self.seen.samples.get(place)
         if self.problem or first is None or sample is None:
             return
         values, largest = sample
@@ -112,8 +127,7 @@ class Law(Follower):  # type: ignore[no-untyped-call]
         places = _places(tuple(len(i) for i in index))
         at = tuple(i[p].to(first.device) for i, p in zip(index, places, strict=True))
         mine = first[at].double()
-        if (indexed := self.graph.solution.indexes.get(op.outputs[0].index)) is not None:
-            values = self.keep(indexed)[values.long()].double()  # renumbered: the pruned model's i is the i-th kept
+        values = self._renumbered(op, 0, values)
         both = mine.isfinite() & values.isfinite()
         gap = (mine - values)[both].abs().max().item() if both.any() else 0.0
         # A difference of large numbers may be all rounding, so its inputs count towards the scale.

@@ -6,12 +6,15 @@ so that whoever watches sees the values of any operator, on whatever code the us
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from secateur.choices import Undecided, choose_all
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward
 from secateur.record import Op, Trace, is_constant_copy, is_copy, settle
@@ -24,24 +27,28 @@ Watch = Callable[[Op, tuple[Any, ...], dict[str, Any], Any], None]
 class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Pairs each call of a real forward with its operator in a record.
 
-    `problem` says where the run first left the record; from there on calls are made and not paired.
+    Choices by learned values are taken as the record took them, and the run ends where the record does (see
+    `secateur.choices`). `problem` says where the run first left the record; from there on calls are made, not paired.
     """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._ops = trace.essential
+        self._ended_by = trace.ended_by
         self.place = -1  # of the latest paired call in the essential record
         self.problem = ""
 
     def call(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the call of an operator, and return its output. Subclasses look here."""
-        return settle(func, func(*args, **kwargs))
+        return choose_all(func, args, kwargs) if op.chooses_all else settle(func, func(*args, **kwargs))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if is_constant_copy(func):
             return func(*args, **kwargs)
         op = self._ops[self.place + 1] if self.place + 1 < len(self._ops) else None
+        if op is None and self._ended_by.startswith(str(func)):
+            raise Undecided(tensors_in(args), sys._getframe(1), __file__)
         if op is None or op.target is not func:
             out = func(*args, **kwargs)
             if not passes(func, args, out):
@@ -65,11 +72,17 @@ class _Observer(Follower):  # type: ignore[no-untyped-call]
         return out
 
 
-def run(model: nn.Module, inputs: Inputs, mode: TorchDispatchMode) -> list[Tensor]:
-    """The tensors that a model gives, run in eval mode under a dispatch mode, on its own device."""
+def run(model: nn.Module, inputs: Inputs, mode: AbstractContextManager[Any]) -> list[Tensor]:
+    """The tensors that a model gives, run in eval mode under a dispatch mode, on its own device.
+
+    Where the mode ends the run, those that the code could still read.
+    """
     args, kwargs = on_device(model, inputs)
     with plain_forward(model), mode:
-        return tensors_in(model(*args, **kwargs))
+        try:
+            return tensors_in(model(*args, **kwargs))
+        except Undecided as end:
+            return end.tensors
 
 
 def observe(

@@ -161,7 +161,7 @@ def make_plan(
         cost_before=graph.cost(),
         cost_after=graph.cost(counts),
         skipped=(*skipped, *((g.name, g.frozen_reason) for g in graph.groups if g.frozen_reason is not None)),
-        notes=allocation.notes,
+        notes=(*graph.notes, *allocation.notes),
         config=dict(made_with or {}),
     )
 

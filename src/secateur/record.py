@@ -45,6 +45,7 @@ class Op:
     outputs: tuple[Value | None, ...]
     fqn: str  # innermost module whose forward was running
     location: str  # "file.py:12", the innermost line outside torch
+    chooses_all: bool = False  # it depends on learned values: see `secateur.choices`
 
     @property
     def values(self) -> list[Value]:
@@ -89,19 +90,40 @@ def is_copy(target: Any, shape_in: tuple[int, ...] | None, shape_out: tuple[int,
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What one forward did. `tensors` holds the model's own parameters, buffers and tensor attributes by key."""
+    """What one forward did. `tensors` holds the model's own parameters, buffers and tensor attributes by key.
+
+    `ended_by` names the operator that reads a learned value for the code to go on by, where there is one: the record
+    ends before it, and `outputs` are what the code may still read (see `secateur.choices`).
+    """
 
     ops: tuple[Op, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     tensors: dict[str, Value]
     tied: dict[str, str] = field(default_factory=dict)  # every further key of a tensor -> its first key
+    ended_by: str = ""
+
+    @cached_property
+    def _read(self) -> set[int]:
+        return {v.index for op in self.ops for v in op.values}
 
     @cached_property
     def unread(self) -> tuple[str, ...]:
         """Keys of the parameters that no operator read, such as those of a head used only in training."""
-        read = {v.index for op in self.ops for v in op.values}
-        return tuple(k for k, v in self.tensors.items() if v.index not in read and v.source == "parameter")
+        return tuple(k for k, v in self.tensors.items() if v.index not in self._read and v.source == "parameter")
+
+    @property
+    def why_unread(self) -> str:
+        """The reason to keep what no operator read."""
+        if self.ended_by:
+            return f"not reached: the code goes on by a learned value, {self.ended_by}"
+        return "not used by this forward, which runs in eval mode"
+
+    @property
+    def dangling(self) -> tuple[Value, ...]:
+        """What no operator had read yet when the record ended early: code may hold it without a name."""
+        made = [v for op in self.ops for v in op.outputs if v is not None]
+        return tuple(v for v in made if v.index not in self._read) if self.ended_by else ()
 
     @cached_property
     def essential(self) -> tuple[Op, ...]:

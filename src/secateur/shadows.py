@@ -1,22 +1,21 @@
-"""What a capture can know about values: answers to code that reads them.
+"""What a capture knows about values, so that code which reads them is answered truly: `if mask.all()`, `x[x > 0]`.
 
-Fake tensors have no values, but code asks: `if mask.all()`, `.item()`, `x[x > 0]`. What depends on inputs and constants
-alone is computed along on real tensors, its shadows, and answered truly. What depends on parameters is not computed;
-where only its *number of hits* is asked (`nonzero`, a mask as index, non-maximum suppression), all are taken for hits:
-such an axis is frozen anyway, and the proof runs on real values.
+What depends on inputs and constants alone is known. A run on real tensors has its values; twins have none, so it is
+computed along beside them on real tensors, their shadows. What depends on parameters is not known: see `choices`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from secateur.choices import INDEXED, is_mask
 from secateur.tensors import Identities
-from secateur.twins import Twin, map_tensors
+from secateur.twins import Twin, map_tensors, twin
 
 aten = torch.ops.aten
 _LIMIT = 1 << 22  # elements: masks and positions are small; what is larger is data
@@ -25,20 +24,25 @@ _RANDOM = torch.Tag.nondeterministic_seeded
 
 
 class Shadows:
-    """Real values beside fake tensors, where they don't depend on parameters."""
+    """Values of a capture's tensors that need no parameters. A run that is not on twins (`is_fake`) has them itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_fake: bool) -> None:
+        self.is_fake = is_fake
         self.values = Identities()
 
-    def set(self, fake: Tensor, value: Tensor) -> None:
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor in self.values
+
+    def set(self, tensor: Tensor, value: Tensor) -> None:
         """Give a constant or an input its value."""
-        if not value.is_meta and not isinstance(value, Twin) and value.numel() <= _LIMIT:
-            with unset_fake_temporarily():
-                self.values[fake] = value.detach().clone()  # code may write into it
+        if value.is_meta or isinstance(value, Twin) or value.numel() > _LIMIT:
+            return
+        with unset_fake_temporarily():
+            self.values[tensor] = value.detach().clone() if self.is_fake else value  # code may write into it
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute an operator on shadows, if all its tensors have one."""
-        if func in _UNIFORM and out.numel() <= _LIMIT:  # random paths of training (layer drop): nothing is dropped
+        if self.is_fake and func in _UNIFORM and out.numel() <= _LIMIT:  # layer drop in training: nothing is dropped
             with unset_fake_temporarily():
                 self.values[out] = torch.full(out.shape, 0.999, dtype=out.dtype)
             return
@@ -48,11 +52,14 @@ class Shadows:
             return
         if sum(t.numel() for t in _outputs(out)) > _LIMIT:
             return
-        real_args, real_kwargs = (map_tensors(self.values.__getitem__, a) for a in (args, kwargs))
-        with unset_fake_temporarily():
-            result = func(*real_args, **real_kwargs)
+        result = self._run(func, args, kwargs) if self.is_fake else out
         for t, value in zip(_outputs(out), _outputs(result), strict=True):
             self.values[t] = value
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        real_args, real_kwargs = (map_tensors(self.values.__getitem__, a) for a in (args, kwargs))
+        with unset_fake_temporarily():
+            return func(*real_args, **real_kwargs)
 
     def _knows(self, args: Iterable[Any]) -> bool:
         """True where every tensor among arguments has a value."""
@@ -71,57 +78,33 @@ class Shadows:
             if value.untyped_storage().data_ptr() in lost:
                 del self.values[t]
 
-    def answer(self, func: Any, args: Any) -> Any:
-        """The result of an operator whose result or shape depends on values, or NotImplemented where it doesn't."""
-        if func is aten._local_scalar_dense.default and args[0] in self.values:
-            with unset_fake_temporarily():
-                return self.values[args[0]].item()
-        if func is aten.index.Tensor and any(t is not None and t.dtype == torch.bool for t in args[1]):
-            return self._index(*args)
-        counter = _COUNTED.get(func)
-        if counter is None and func.name() == "torchvision::nms":
-            counter = _all_boxes
-        if counter is None:
-            return NotImplemented
-        if args[0] in self.values and func is aten.nonzero.default:
-            with unset_fake_temporarily():
-                found = self.values[args[0]].nonzero()
-            out = args[0].new_empty(tuple(found.shape), dtype=torch.long)
-            self.values[out] = found
-            return out
-        return counter(args[0])
+    def answer(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator that known values decide gives, on twins."""
+        if func in INDEXED:
+            places = [p for t in args[1] for p in (self._positions(t) if is_mask(t) else (t,))]
+            out = func(args[0], places, *args[2:], **kwargs)
+        elif func is aten.masked_select.default:
+            x, mask = args
+            shape = torch.broadcast_shapes(x.shape, mask.shape)  # type: ignore[no-untyped-call]
+            out = x.new_empty(self._n_hits(mask, shape))
+        else:
+            return self._twins(self._run(func, args, kwargs))
+        self.follow(func, args, kwargs, out)
+        return out
 
-    def _index(self, x: Tensor, indices: list[Tensor | None]) -> Tensor:
-        """Indexing with masks, as indexing with the positions of their hits."""
-        positions: list[Tensor | None] = []
-        for mask in indices:
-            if mask is None or mask.dtype != torch.bool:
-                positions.append(mask)
-                continue
-            n = mask.numel()
-            if mask in self.values:
-                with unset_fake_temporarily():
-                    n = int(self.values[mask].sum())
-            positions += [torch.zeros(n, dtype=torch.long, device=mask.device)] * mask.dim()
-        return aten.index.Tensor(x, positions)  # type: ignore[no-any-return]
+    def _twins(self, result: Any) -> Any:
+        twins = [twin(t) for t in _outputs(result)]
+        self.values.update(zip(twins, _outputs(result), strict=True))
+        return type(result)(twins) if isinstance(result, tuple | list) else twins[0] if twins else result
 
+    def _n_hits(self, mask: Tensor, shape: Sequence[int]) -> int:
+        with unset_fake_temporarily():
+            return int(self.values[mask].expand(shape).sum())
 
-def _all_hits(x: Tensor) -> Tensor:
-    return x.new_empty((x.numel(), x.dim()), dtype=torch.long)
-
-
-def _all_elements(x: Tensor) -> Tensor:
-    return x.new_empty((x.numel(),))
-
-
-def _all_boxes(boxes: Tensor) -> Tensor:
-    return boxes.new_empty((boxes.shape[0],), dtype=torch.long)
-
-
-_COUNTED: dict[Any, Callable[[Tensor], Tensor]] = {
-    aten.nonzero.default: _all_hits,
-    aten.masked_select.default: _all_elements,
-}
+    def _positions(self, mask: Tensor) -> list[Tensor]:
+        """As many positions, axis by axis, as a mask has hits."""
+        places = torch.zeros(self._n_hits(mask, mask.shape), dtype=torch.long, device=mask.device)
+        return [places] * mask.dim()
 
 
 def _outputs(out: Any) -> list[Tensor]:

@@ -7,6 +7,7 @@ every operator, so that an error is found where it arises and a network whose la
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,6 +44,8 @@ class VerifyReport:
         n_ops: operators whose shapes were compared.
         renormalised: operators that normalise across something dropped.
         unchecked: why numbers were not compared, where they were not.
+        until: the operator where the code goes on by a learned value, where there is one. What follows reads no tensor
+            that is cut and was run, not compared (see `secateur.choices`).
     """
 
     problems: tuple[str, ...] = ()
@@ -51,6 +54,7 @@ class VerifyReport:
     n_ops: int = 0
     renormalised: tuple[str, ...] = ()
     unchecked: str = ""
+    until: str = ""
 
     @property
     def is_ok(self) -> bool:
@@ -66,6 +70,8 @@ class VerifyReport:
         )
         lines = [f"{state}: shapes of {self.n_ops} operators, {numbers}"]
         lines += [f"problem: {p}" for p in self.problems]
+        if self.until:
+            lines.append(f"compared up to {self.until}; what follows was run")
         if self.renormalised:
             lines.append(f"re-normalised: {len(self.renormalised)} operators, the first {self.renormalised[0]}")
         return "\n".join(lines)
@@ -101,19 +107,30 @@ def verify(
         problems=tuple(d.text for d in differences if not d.is_scale),
         n_ops=len(after.ops),
         renormalised=_renormalised(graph, counts, scales),
+        until=graph.trace.ended_by,
     )
     if report.problems:
         return report
     if on_meta:
         return replace(report, unchecked="weights or inputs are on the meta device")
-    law = Law(graph, keep, scales, sampler.samples)
+    law = Law(graph, keep, scales, sampler)
     expected, actual = run(model, inputs, law), sampler.results
     allowed = tolerance if tolerance is not None else max(TOLERANCES.get(t.dtype, 0.0) for t in expected)
     largest = max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
     problems = [law.problem] if law.problem else []
+    problems += _problems_beyond(small, inputs) if report.until else []
     if largest > allowed:
         problems.append(f"outputs differ by {largest:.2e} of the largest value; {allowed:.0e} is allowed")
     return replace(report, problems=tuple(problems), max_difference=largest, tolerance=allowed)
+
+
+def _problems_beyond(small: nn.Module, inputs: Inputs) -> list[str]:
+    """Run a model to its end, on its own choices."""
+    try:
+        run(small, inputs, contextlib.nullcontext())
+    except Exception as error:
+        return [f"the pruned model fails after the end of the record: {type(error).__name__}: {error}"]
+    return []
 
 
 def _relative(expected: Tensor, actual: Tensor) -> float:

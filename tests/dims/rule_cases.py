@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -361,3 +362,27 @@ case(aten.grid_sampler_2d.default, T(2, 4, 5, 6), T(2, 3, 3, 2), 0, 0, False)
 case(aten.grid_sampler_3d.default, T(2, 4, 5, 6, 3), T(2, 3, 3, 3, 3), 0, 0, False)
 case(aten.im2col.default, T(2, 4, 5, 6), [2, 2], [1, 1], [0, 0], [1, 1])
 case(aten.col2im.default, T(2, 16, 20), [5, 6], [2, 2], [1, 1], [0, 0], [1, 1])
+
+# decided by values
+case(aten.nonzero.default, T(4, 6), is_free=False)
+case(aten.masked_select.default, T(4, 6), T(4, 6, dtype=torch.bool), is_free=False)
+case(aten._unique2.default, T(4, 6), is_free=False)
+case(aten.unique_dim.default, T(4, 6), 0, is_free=False)
+case(aten.unique_consecutive.default, T(4, 6), is_free=False)
+case(aten.bincount.default, T(9, high=4), is_free=False)
+case(aten.equal.default, T(4, 6), T(4, 6), is_free=False)
+case(aten._local_scalar_dense.default, T(1), is_free=False)
+
+# torchvision
+if importlib.util.find_spec("torchvision") is not None:
+    import torchvision  # noqa: F401  registers its operators
+
+    _vision = torch.ops.torchvision
+    case(_vision.nms.default, T(5, 4), T(5), 0.5, is_free=False)
+    case(_vision.roi_align.default, T(2, 4, 5, 6), T(3, 5), 1.0, 2, 2, 2, False)
+    case(_vision.roi_pool.default, T(2, 4, 5, 6), T(3, 5), 1.0, 2, 2)
+    for groups, offset_groups in ((1, 1), (2, 1), (1, 2)):
+        kernel = T(6, 4 // groups, 3, 3)
+        kernel_args = (T(2, 18 * offset_groups, 5, 6), T(2, 9 * offset_groups, 5, 6), T(6))
+        numbers = (1, 1, 1, 1, 1, 1, groups, offset_groups, True)
+        case(_vision.deform_conv2d.default, T(2, 4, 5, 6), kernel, *kernel_args, *numbers)

@@ -149,7 +149,8 @@ def call_of(case: Case) -> Call:
 
 
 def test_every_registered_rule_has_a_case():
-    missing = sorted(map(str, OP_RULES.keys() - {c.op for c in CASES}))
+    pytest.importorskip("torchvision")  # its operators are registered by name
+    missing = sorted(map(str, OP_RULES.keys() - {c.op for c in CASES} - {c.op._schema.name for c in CASES}))
     assert not missing, f"operators without a case in rule_cases.py: {missing}"
 
 

@@ -14,7 +14,17 @@ from secateur.record import Op, Trace, Value
 from secateur.registry import Registry
 
 Rule = Callable[..., None]
-OP_RULES: Registry[torch._ops.OpOverload, Rule] = Registry("operator rule")
+OP_RULES: Registry[torch._ops.OpOverload | str, Rule] = Registry("operator rule")
+"""By operator, or by name (`library::operator`) where its library may not be loaded."""
+
+
+def rule_of(target: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an operator; the one for pointwise operators where torch says that it is one; else None."""
+    rule = OP_RULES.get(target) or OP_RULES.get(target.name())  # type: ignore[no-untyped-call]
+    if rule is None and torch.Tag.pointwise in target.tags:
+        return OP_RULES[torch.ops.aten.add.Tensor]
+    return rule
+
 
 Position = int | str
 """Where an argument stands in a call: its index, or its keyword."""

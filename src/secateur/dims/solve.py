@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from secateur.dims.algebra import Cat, Dim, Leaf, Prod, find, freeze, linear_leaves, new
-from secateur.dims.rule import OP_RULES, Axes, Node, Position, Solution
+from secateur.dims.rule import Axes, Node, Position, Solution, rule_of
 from secateur.errors import UnsupportedOpError
 from secateur.record import Op, Trace, Value
 
@@ -47,7 +47,7 @@ def solve(trace: Trace, training: Trace | None = None) -> Solution:
         unread &= set(training.unread)
     for key in unread:
         for dim in solution.dims[trace.tensors[key].index]:
-            freeze(dim, "not used by this forward, which runs in eval mode")
+            freeze(dim, trace.why_unread)
     settle_ties(solution)
     return solution
 
@@ -55,9 +55,10 @@ def solve(trace: Trace, training: Trace | None = None) -> Solution:
 def _run(solution: Solution) -> None:
     for op in solution.trace.ops:
         _apply_rule(solution, op)
-    for value in solution.trace.outputs:
+    why = f"read by code that goes on by a learned value: {end}" if (end := solution.trace.ended_by) else "model output"
+    for value in (*solution.trace.outputs, *solution.trace.dangling):
         for dim in (*solution.dims[value.index], *filter(None, [solution.indexes.get(value.index)])):
-            freeze(dim, "model output")
+            freeze(dim, why)
 
 
 def _run_training(solution: Solution, training: Trace) -> None:
@@ -103,12 +104,9 @@ def _apply_rule(solution: Solution, op: Op) -> None:
     args = [wrap(a, i) for i, a in enumerate(op.args)]
     kwargs = {k: wrap(a, k) for k, a in op.kwargs.items()}
     try:
-        if (rule := OP_RULES.get(op.target)) is not None:
-            rule(node, *args, **kwargs)
-        elif torch.Tag.pointwise in op.target.tags:
-            OP_RULES[torch.ops.aten.add.Tensor](node, *args, **kwargs)
-        else:
+        if (rule := rule_of(op.target)) is None:
             raise UnsupportedOpError("unknown operator")
+        rule(node, *args, **kwargs)
     except UnsupportedOpError as error:
         for t in tensors:
             for dim in t.dims:

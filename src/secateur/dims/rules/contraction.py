@@ -92,6 +92,12 @@ def convolution(
     """out[n, g o, p] = bias[g o] + sum_{i, q} x[n, g i, p + q] * weight[g o, i, q]; transposed: weight[g i, o, q]"""
     group = op.new(groups)
     op.expect(8, group)
+    convolve(op, x, weight, bias, group, transposed)
+
+
+def convolve(op: Node, x: Axes, weight: Axes, bias: Axes | None, group: Dim, transposed: bool = False) -> None:
+    """What `convolution` says, for any operator that slides a kernel."""
+    groups = group.size
     for dim in weight.dims[2:]:
         op.freeze(dim, "kernel")
     for dim in x.dims[2:]:

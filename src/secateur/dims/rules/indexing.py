@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from secateur.dims.algebra import Dim
 from secateur.dims.rule import OP_RULES, Axes, Node
@@ -149,3 +150,18 @@ def counted(op: Node, *args: Any, **kwargs: Any) -> None:
 def one_hot(op: Node, x: Axes, n_classes: int = -1) -> None:
     """out[…, k] = 1 where x[…] = k"""
     op.out(*x, op.new(op.shape[-1], "classes of a one-hot code"))
+
+
+@OP_RULES.register(
+    aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.unique_dim.default,
+    aten.unique_consecutive.default, aten.bincount.default, aten.equal.default, aten._local_scalar_dense.default,
+    "torchvision::nms",
+)  # fmt: skip
+def decided(op: Node, *args: Any, **kwargs: Any) -> None:
+    """values decide what comes out, or how much of it"""
+    for t in pytree.tree_leaves((args, kwargs)):
+        for dim in t if isinstance(t, Axes) else ():
+            op.freeze(dim, "values along the axis decide what comes out")
+    for value in op.op.outputs:
+        if value is not None:
+            op.out(*(op.new(n, "as many as values say") for n in value.shape))
