@@ -9,17 +9,19 @@ capture and in every later one.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
 _MOST = 1 << 16  # calls that are remembered
 _MADE: dict[Any, Any] = {}
+_MOVES = {torch.ops.aten._unsafe_view.default}
 _FIRST = "first"  # the operator writes into its first argument and returns it
 
 
@@ -71,15 +73,17 @@ def twin(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
     """A tensor's twin, plainly laid out where another shape is given. A sparse tensor stays what it is."""
     if tensor.layout is not torch.strided:
         return tensor
-    strides = tensor.stride() if shape is None else _plain_strides(shape)
-    return Twin.of(form(tensor.shape if shape is None else torch.Size(shape), strides, tensor.dtype, tensor.device))
+    if shape is not None:
+        return Twin.of(plain_form(shape, tensor.dtype, tensor.device))
+    return Twin.of(form(tensor.shape, tensor.stride(), tensor.dtype, tensor.device))
 
 
-def _plain_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+def plain_form(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Form:
+    """The form of a tensor whose last axis runs fastest."""
     strides = [1] * len(shape)
     for i in range(len(shape) - 1, 0, -1):
         strides[i - 1] = strides[i] * max(shape[i], 1)
-    return tuple(strides)
+    return form(torch.Size(shape), tuple(strides), dtype, device)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -141,8 +145,10 @@ def _describe(values: Iterable[Any], parts: list[Any]) -> bool:
 
 def _forms(func: Any, args: Any, out: Any) -> Any:
     """What to remember of a result; None where it is more than forms can tell."""
+    if args and out is args[0]:
+        return _FIRST
     if func._schema.is_mutable:
-        return _FIRST if args and out is args[0] else None
+        return None
     if isinstance(out, Twin):
         return out.form
     if type(out) in (tuple, list) and all(t is None or isinstance(t, Twin) for t in out):
@@ -159,6 +165,83 @@ def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _work_out(func: Any, args: Any, kwargs: Any) -> Any:
+    """What an operator makes of twins that were not seen before."""
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, (args, kwargs))
+    if len({t.device for t in tensors}) == 1 and "device" not in kwargs and all(isinstance(t, Twin) for t in tensors):
+        known = _BY_FORMULA.get(func)
+        if known is not None and (out := known(*args)) is not None:
+            return out
+        if known is None and _is_plain(func):
+            return _on_meta(func, args, kwargs)
+    return _on_fakes(func, args, kwargs)
+
+
+def _convolution(*args: Any) -> Twin | None:
+    """Plain layouts in, plain layout out. Torch's fake tensors ask the kernels, which answer the same."""
+    if any(isinstance(a, Twin) and not a.is_contiguous() for a in args):
+        return None
+    return Twin.of(plain_form(_on_meta(_CONVOLUTION, args, {}).shape, args[0].dtype, args[0].device))
+
+
+def _batch_norm(x: Twin, *args: Any) -> tuple[Twin, ...] | None:
+    """In eval mode the output is like the input, and nothing is saved. Widths are checked before the dispatch."""
+    if args[4] is not False or any(isinstance(a, Twin) and a.dtype != x.dtype for a in args):
+        return None
+    nothing = plain_form((0,), x.dtype, x.device)
+    if x.is_contiguous():
+        return Twin.of(plain_form(x.shape, x.dtype, x.device)), Twin.of(nothing), Twin.of(nothing)
+    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return Twin.of(x.form), Twin.of(nothing), Twin.of(nothing)
+    return None
+
+
+def _layer_norm(x: Twin, shape: list[int], *args: Any) -> tuple[Twin, ...] | None:
+    """The output is like the input, the mean and the deviation have one element where it is normalised."""
+    tail = tuple(shape)
+    like = all(a.shape == tail and a.dtype == x.dtype for a in args if isinstance(a, Twin))
+    if not like or x.shape[x.dim() - len(tail) :] != tail or not x.is_contiguous() or x.dtype.itemsize < 4:
+        return None
+    saved = plain_form((*x.shape[: x.dim() - len(tail)], *(1 for _ in tail)), x.dtype, x.device)
+    return Twin.of(plain_form(x.shape, x.dtype, x.device)), Twin.of(saved), Twin.of(saved)
+
+
+_CONVOLUTION = torch.ops.aten.convolution.default
+_BY_FORMULA: dict[Any, Callable[..., Any]] = {  # what takes fake tensors longest; None where it is another case
+    _CONVOLUTION: _convolution,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+}
+
+
+@functools.cache
+def _is_plain(func: Any) -> bool:
+    """True for operators whose kernel for the meta device is all that fake tensors would ask."""
+    has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key(func.name(), "Meta")
+    moves = func.is_view or func in _MOVES
+    return has_kernel and (moves or not any(check(func) for check, _ in op_implementations_checks))
+
+
+def _on_meta(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator's own kernel for the meta device."""
+    twins: dict[int, Tensor] = {}  # by id of the meta tensor
+    metas: dict[int, Tensor] = {}  # by id of the twin
+
+    def enter(t: Tensor) -> Tensor:
+        if id(t) not in metas:
+            metas[id(t)] = meta = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+            twins[id(meta)] = t
+        return metas[id(t)]
+
+    args, kwargs = map_tensors(enter, args), map_tensors(enter, kwargs)
+    device = next(iter(twins.values())).device
+    out = func(*args, **kwargs)
+    return map_tensors(
+        lambda t: twins[id(t)] if id(t) in twins else Twin.of(form(t.shape, t.stride(), t.dtype, device)), out
+    )
+
+
+def _on_fakes(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator on fake tensors of the same forms."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes: dict[int, tuple[FakeTensor, Twin]] = {}  # by id of the twin
