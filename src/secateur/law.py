@@ -8,6 +8,8 @@ over the kept indices; so is a scale that the code computes from a width.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +44,7 @@ class Sampler:
         """Called after each operator."""
         if not passes(func, args, out):
             if (first := _first(out)) is not None:
-                self.samples[self.at] = first[_places(first.shape)].double(), _largest(first)
+                self.samples[self.at] = first[_places(tuple(first.shape))].double(), _largest(first)
             if (order := chosen(func, out)) is not None:
                 self.orders[self.at] = order.clone()
             self.at += 1
@@ -75,6 +77,7 @@ class Law(Follower):  # type: ignore[no-untyped-call]
         self.leaf_keep = keep
         self.scales = scales
         self.seen = seen
+        self._kept: dict[int, tuple[Dim, Tensor | None]] = {}  # by id of the dim, which is kept alive
         self.reads: dict[int, list[Read]] = {}
         for read in graph.solution.reads:
             if self._shrinks(read.dim):
@@ -85,7 +88,14 @@ class Law(Follower):  # type: ignore[no-untyped-call]
 
     def keep(self, dim: Dim) -> Tensor:
         """Kept indices of a dim."""
-        return kept(dim, self.leaf_keep)
+        index = self._shrunk(dim)
+        return torch.arange(dim.size) if index is None else index
+
+    def _shrunk(self, dim: Dim) -> Tensor | None:
+        """Kept indices of a dim that shrinks, None of another; found once for each."""
+        if id(dim) not in self._kept:
+            self._kept[id(dim)] = dim, kept(dim, self.leaf_keep) if self._shrinks(dim) else None
+        return self._kept[id(dim)][1]
 
     def call(self, op: Op, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         i = op.index
@@ -122,16 +132,19 @@ class Law(Follower):  # type: ignore[no-untyped-call]
         if self.problem or first is None or sample is None:
             return
         values, largest = sample
-        assert op.outputs[0] is not None
-        index = [self.keep(d) for d in self.graph.solution.axes(op.outputs[0])]
-        places = _places(tuple(len(i) for i in index))
-        at = tuple(i[p].to(first.device) for i, p in zip(index, places, strict=True))
-        mine = first[at].double()
-        values = self._renumbered(op, 0, values)
-        both = mine.isfinite() & values.isfinite()
-        gap = (mine - values)[both].abs().max().item() if both.any() else 0.0
+        value = op.outputs[0]
+        assert value is not None
+        index = [self._shrunk(d) for d in self.graph.solution.dims[value.index]]
+        shape = tuple(n if i is None else len(i) for i, n in zip(index, first.shape, strict=True))
+        at = tuple((p if i is None else i[p]).to(first.device) for i, p in zip(index, _places(shape), strict=True))
+        mine, values = first[at].double(), self._renumbered(op, 0, values)
+        gap = float((mine - values).abs().max())
+        if gap <= _STRUCTURAL * largest:
+            return
         # A difference of large numbers may be all rounding, so its inputs count towards the scale.
         scale = max([largest, 1e-3 * max([_largest(a) for a in args if isinstance(a, Tensor)], default=0.0)])
+        both = mine.isfinite() & values.isfinite()
+        gap = float((mine - values)[both].abs().max()) if both.any() else 0.0
         if not torch.equal(mine.isfinite(), values.isfinite()) or gap > _STRUCTURAL * scale:
             self.problem = f"values first differ, by {gap:.2g} where the largest is {largest:.2g}, at {op.where}"
 
@@ -143,20 +156,22 @@ def _first(out: Any) -> Tensor | None:
 
 
 def _largest(x: Tensor) -> float:
+    """Largest finite |x|."""
     if x.numel() == 0 or x.is_complex():
         return 0.0
-    values = x.double() if x.dtype == torch.bool else x
-    finite = torch.nan_to_num(values.detach(), nan=0.0, posinf=0.0, neginf=0.0) if x.is_floating_point() else values
-    return float(finite.abs().max())
+    low, high = torch.aminmax(x.detach())
+    largest = max(abs(float(low)), abs(float(high)))
+    if math.isfinite(largest):
+        return largest
+    return float(torch.nan_to_num(x.detach(), nan=0.0, posinf=0.0, neginf=0.0).abs().max())
 
 
-def _places(shape: tuple[int, ...] | torch.Size) -> tuple[Tensor, ...]:
+@functools.lru_cache(maxsize=1 << 12)
+def _places(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Coordinates of up to 64 elements, spread evenly over a tensor."""
-    n = 1
-    for size in shape:
-        n *= size
+    n = math.prod(shape)
     flat = torch.linspace(0, n - 1, min(n, _N_SAMPLES), dtype=torch.float64).long()
-    return torch.unravel_index(flat, tuple(shape)) if shape else ()
+    return torch.unravel_index(flat, shape) if shape else ()
 
 
 def _put(args: Any, kwargs: dict[str, Any], position: Position, value: Any) -> tuple[Any, dict[str, Any]]:

@@ -28,7 +28,7 @@ from secateur.errors import ConfigError, PlanError
 from secateur.graph import Graph, trace
 from secateur.numbers import Binding
 from secateur.plans import AttributeChange, GroupKeep, Plan, expression
-from secateur.repair import Repairer, repair
+from secateur.repair import repair
 from secateur.specs import to_spec
 from secateur.tensors import Inputs
 
@@ -102,7 +102,7 @@ def plan(
     config = config or PruneConfig()
     criterion, method = make_criterion(config.criterion), make_method(config.method)
     graph = trace(model, inputs)
-    bindings = repair(model, inputs, graph)
+    repairer = repair(model, inputs, graph)
     chosen, ignored = _choose_groups(graph, config.ignore)
     gradients = None
     if "gradients" in needs_of(criterion):
@@ -112,7 +112,6 @@ def plan(
     generator = torch.Generator().manual_seed(config.seed)
     scores = score_groups(chosen, criterion, Context.of(model, gradients=gradients, generator=generator))
     allocation = allocate(scores, _space(graph, chosen), budget, method)
-    repairer = Repairer(model, inputs, graph, list(bindings))
     while repairer.reject({name: len(keep) for name, keep in allocation.keep.items()}):
         chosen, ignored = _choose_groups(graph, config.ignore)
         allocation = allocate({g.name: scores[g.name] for g in chosen}, _space(graph, chosen), budget, method)
@@ -123,7 +122,7 @@ def plan(
         "ignore": list(config.ignore),
         "seed": config.seed,
     }
-    return make_plan(graph, bindings, allocation, inputs, skipped=ignored, made_with=made_with)
+    return make_plan(graph, repairer.bindings, allocation, inputs, skipped=ignored, made_with=made_with)
 
 
 def make_plan(

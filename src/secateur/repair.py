@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import nn
 
@@ -23,8 +24,8 @@ from secateur.graph import Graph
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at
 from secateur.record import ForwardFailed, Op, Trace
 from secateur.relations import Relation, equal, impose, quotient
-from secateur.surgery import set_number
-from secateur.tensors import Inputs, skeleton
+from secateur.skeleton import Skeleton
+from secateur.tensors import Inputs
 from secateur.verification import compare
 
 _FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
@@ -43,7 +44,13 @@ class Repairer:
     bindings: list[Binding] = field(default_factory=list)
     inside: dict[str, dict[int, int]] = field(default_factory=dict)  # see `_under`
 
+    @cached_property
+    def bones(self) -> Skeleton:
+        """The model without its tensors, made when it is first needed."""
+        return Skeleton(self.model)
+
     def run(self) -> None:
+        """Bind, relate or freeze until a capture is as predicted."""
         while (failure := self.attempt(self.bindings)) is not None:
             if not (self._bind(failure) or self._relate(failure)):
                 self._freeze(failure)
@@ -74,20 +81,13 @@ class Repairer:
             return None
         solution = self.graph.solution
         shapes = {
-            value.key: tuple(count(d, counts) for d in solution.axes(value))
+            value.key: tuple([count(d, counts) for d in solution.axes(value)])
             for value in solution.trace.tensors.values()
         }
-        changed = {
-            value.key: shapes[value.key]
-            for value in solution.trace.tensors.values()
-            if shapes[value.key] != value.shape
-        }
-        bones = skeleton(self.model, changed)
-        for b in bindings:
-            if (n := count(b.dim, counts)) != b.dim.size:
-                set_number(bones, b.fqn, b.path, n)
+        numbers = {(b.fqn, b.path): (b.dim.size, count(b.dim, counts)) for b in bindings}
+        self.bones.resize(shapes, {place: (old, new) for place, (old, new) in numbers.items() if old != new})
         try:
-            return self._judge(capture(bones, self.inputs), None, counts)
+            return self._judge(capture(self.bones.model, self.inputs), None, counts)
         except ForwardFailed as error:
             return self._judge(error.trace, error, counts)
 
@@ -288,14 +288,14 @@ class Repairer:
         yield [Slot(failure.op, True, -1, -1, g.leaf) for g in self.graph.prunable]
 
 
-def repair(model: nn.Module, inputs: Inputs, graph: Graph) -> tuple[Binding, ...]:
+def repair(model: nn.Module, inputs: Inputs, graph: Graph) -> Repairer:
     """Find which numbers of the model's modules follow which dims; freeze or tie in `graph` what can't be followed.
 
     The model is not changed. Raises SecateurError only where the model itself can't be copied or captured.
     """
     repairer = Repairer(model, inputs, graph, known_bindings(model, graph))
     repairer.run()
-    return tuple(repairer.bindings)
+    return repairer
 
 
 def probing_counts(graph: Graph) -> dict[Leaf, int]:

@@ -57,6 +57,11 @@ class Twin(Tensor):
         made.form = form
         return made
 
+    def become(self, form: Form) -> None:
+        """Take on another form; whoever holds this twin sees it."""
+        self.data = Twin.of(form)
+        self.form = form
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return run(func, args, kwargs or {})

@@ -92,36 +92,65 @@ def verify(
     if inputs is None:
         inputs = from_spec(plan.inputs)
     on_meta = any(t.is_meta for t in (*model.parameters(), *small.parameters(), *tensors_in(as_call(inputs))))
-    sampler = Sampler()
+    sampler = None if on_meta else Sampler()
     try:
-        # Real runs are recorded as they are: code may take another path on fake tensors.
-        graph = trace(model, inputs, is_fake=on_meta)
-        keep = leaf_keep(graph, plan)
-        after = capture(small, inputs, is_fake=on_meta, watch=None if on_meta else sampler)
-    except (PlanError, CaptureError) as error:
+        after = capture(small, inputs, is_fake=on_meta, watch=sampler)
+    except CaptureError as error:
         return VerifyReport(problems=(str(error),))
-    counts = {leaf: len(index) for leaf, index in keep.items()}
-    differences = compare(graph, after, counts)
-    scales = {d.op: d.scales for d in differences if d.is_scale}
-    report = VerifyReport(
-        problems=tuple(d.text for d in differences if not d.is_scale),
-        n_ops=len(after.ops),
-        renormalised=_renormalised(graph, counts, scales),
-        until=graph.trace.ended_by,
-    )
-    if report.problems:
+    proof = _Proof(model, small, plan, inputs, after, sampler, tolerance)
+    report = proof.against(is_fake=True)
+    if report.is_ok or on_meta:
         return report
-    if on_meta:
-        return replace(report, unchecked="weights or inputs are on the meta device")
-    law = Law(graph, keep, scales, sampler)
-    expected, actual = run(model, inputs, law), sampler.results
-    allowed = tolerance if tolerance is not None else max(TOLERANCES.get(t.dtype, 0.0) for t in expected)
-    largest = max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
-    problems = [law.problem] if law.problem else []
-    problems += _problems_beyond(small, inputs) if report.until else []
-    if largest > allowed:
-        problems.append(f"outputs differ by {largest:.2e} of the largest value; {allowed:.0e} is allowed")
-    return replace(report, problems=tuple(problems), max_difference=largest, tolerance=allowed)
+    # Code may take another path without values. A proof by such a record stands, since the law notes where a real run
+    # leaves it; a failure has to be one by the record of a real run too, which takes a whole forward more.
+    return proof.against(is_fake=False)
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """A pruned model with its own record and its samples, to be held against records of the original."""
+
+    model: nn.Module
+    small: nn.Module
+    plan: Plan
+    inputs: Inputs
+    after: Trace
+    sampler: Sampler | None  # None on the meta device
+    tolerance: float | None
+
+    def against(self, *, is_fake: bool) -> VerifyReport:
+        """Compare shapes with the record of a forward of the original, then numbers with a real run along it."""
+        try:
+            graph = trace(self.model, self.inputs, is_fake=is_fake)
+            keep = leaf_keep(graph, self.plan)
+        except (PlanError, CaptureError) as error:
+            return VerifyReport(problems=(str(error),))
+        counts = {leaf: len(index) for leaf, index in keep.items()}
+        differences = compare(graph, self.after, counts)
+        scales = {d.op: d.scales for d in differences if d.is_scale}
+        report = VerifyReport(
+            problems=tuple(d.text for d in differences if not d.is_scale),
+            n_ops=len(self.after.ops),
+            renormalised=_renormalised(graph, counts, scales),
+            until=graph.trace.ended_by,
+        )
+        if report.problems:
+            return report
+        if self.sampler is None:
+            return replace(report, unchecked="weights or inputs are on the meta device")
+        return self._numbers(report, Law(graph, keep, scales, self.sampler), self.sampler.results)
+
+    def _numbers(self, report: VerifyReport, law: Law, actual: list[Tensor]) -> VerifyReport:
+        expected = run(self.model, self.inputs, law)
+        allowed = self.tolerance
+        if allowed is None:
+            allowed = max(TOLERANCES.get(t.dtype, 0.0) for t in expected)
+        largest = max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
+        problems = [law.problem] if law.problem else []
+        problems += _problems_beyond(self.small, self.inputs) if report.until else []
+        if largest > allowed:
+            problems.append(f"outputs differ by {largest:.2e} of the largest value; {allowed:.0e} is allowed")
+        return replace(report, problems=tuple(problems), max_difference=largest, tolerance=allowed)
 
 
 def _problems_beyond(small: nn.Module, inputs: Inputs) -> list[str]:

@@ -91,7 +91,7 @@ def prepare(model: nn.Module, cls: type, data: dict[str, Any], inputs: Inputs, *
         per_layer: let each layer choose; then no number of the config needs to follow.
     """
     graph = trace(model, inputs)
-    bindings = repair(model, inputs, graph)
+    bindings = tuple(repair(model, inputs, graph).bindings)
     fit = None
     if not per_layer:
         fit = Fit(data, cls, model, graph, bindings, inputs)
