@@ -102,10 +102,10 @@ class Law(Follower):  # type: ignore[no-untyped-call]
         for position, value in self.scales.get(i, {}).items():
             old = args[position] if isinstance(position, int) else kwargs[position]
             new = torch.full_like(old, value) if isinstance(old, Tensor) else value
-            args, kwargs = _put(args, kwargs, position, new)
+            args, kwargs = put(args, kwargs, position, new)
         for read in self.reads.get(i, ()):
             x = args[read.position] if isinstance(read.position, int) else kwargs[read.position]
-            args, kwargs = _put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
+            args, kwargs = put(args, kwargs, read.position, _without(x, read, self.keep(read.dim).to(x.device)))
         reference = self.references.get(i)
         if reference is not None:
             out = reference(func, args, kwargs, self.keep)
@@ -174,7 +174,7 @@ def _places(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
     return torch.unravel_index(flat, shape) if shape else ()
 
 
-def _put(args: Any, kwargs: dict[str, Any], position: Position, value: Any) -> tuple[Any, dict[str, Any]]:
+def put(args: Any, kwargs: dict[str, Any], position: Position, value: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(position, str):
         return args, {**kwargs, position: value}
     return (*args[:position], value, *args[position + 1 :]), kwargs

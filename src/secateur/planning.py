@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from secateur.allocate import Allocation, AllocationMethod, Budget, Space, Uniform, allocate, make_method, topology
 from secateur.criteria import (
     L2,
+    LABELLED,
     Context,
     Criterion,
-    collect_gradients,
     cross_entropy,
     make_criterion,
+    measure,
     score_groups,
     to_dict,
 )
@@ -80,14 +81,15 @@ def plan(
         inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         budget: what may be kept, as fractions of the dense model; None for a method that needs no budget (`TopN`).
         config: criterion, allocation, modules to leave alone, seed.
-        data: batches of (x, y) or dicts with "labels", for criteria that need gradients.
-        loss: of (model output, labels); only for such criteria.
+        data: for criteria that measure on data: batches of (x, y) or dicts with "labels"; x alone where no gradients of
+            the loss are needed.
+        loss: of (model output, labels); only for criteria that need such gradients.
     Returns:
         The plan: kept indices, new shapes, numbers to change, costs, and what was left alone with its reason.
     Raises:
         CaptureError: the forward fails on these inputs.
         PlanError: nothing can be pruned; the reasons are listed.
-        ConfigError: the criterion needs data and none was given.
+        ConfigError: the criterion needs data, or labels, and none were given.
         GroupError: weights hold NaN or Inf.
 
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -104,13 +106,14 @@ def plan(
     graph = trace(model, inputs)
     repairer = repair(model, inputs, graph)
     chosen, ignored = _choose_groups(graph, config.ignore)
-    gradients = None
-    if "gradients" in needs_of(criterion):
-        if data is None:
-            raise ConfigError(f"Criterion '{criterion.name}' needs labelled data. Pass data=batches of (x, y).")
-        gradients = collect_gradients(model, data, loss)
     generator = torch.Generator().manual_seed(config.seed)
-    scores = score_groups(chosen, criterion, Context.of(model, gradients=gradients, generator=generator))
+    measured: dict[str, Any] = {}
+    if needs := needs_of(criterion):
+        if data is None:
+            what = "labelled data. Pass data=batches of (x, y)" if needs & LABELLED else "data. Pass data=batches of x"
+            raise ConfigError(f"Criterion '{criterion.name}' needs {what}.")
+        measured = measure(model, chosen, needs, data, loss=loss, generator=generator)
+    scores = score_groups(chosen, criterion, Context.of(model, generator=generator, **measured))
     allocation = allocate(scores, _space(graph, chosen), budget, method)
     while repairer.reject({name: len(keep) for name, keep in allocation.keep.items()}):
         chosen, ignored = _choose_groups(graph, config.ignore)

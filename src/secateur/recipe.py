@@ -112,7 +112,7 @@ INTRO = {
     "train": "A step: train the model first. Delete the section for a model that is trained already.",
     "budget": "What may be kept, as fractions of the dense model or with a unit. Where several are given, all hold.",
     "prune": "How to choose what goes.",
-    "calibration": "Data for criteria that need gradients.",
+    "calibration": "Data for criteria that measure on data.",
     "finetune": "A step: train the pruned model. Delete the section to leave its weights as they are.",
     "measure": "How latency is taken.",
     "output": "Where the result goes.",

@@ -33,7 +33,7 @@ def check(result, *words):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ((CNN, *MACS, "--criterion", "l3"), ("No criterion 'l3'", "Known: bn_scale, l1, l2")),
+        ((CNN, *MACS, "--criterion", "l3"), ("No criterion 'l3'", "Known: activation_cosine, ")),
         ((CNN, *MACS, "--method", "best"), ("No allocation method 'best'", "global")),
         ((CNN, *MACS, "--criterion", "taylor"), ("needs labelled data",)),
         ((CNN, "--budget", ""), ("An empty budget", "width, params, macs")),

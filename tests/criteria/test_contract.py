@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import ClassVar
 
 import pytest
@@ -11,23 +11,37 @@ import torch
 
 from secateur.criteria import (
     CRITERIA,
+    KL,
     L1,
     L2,
+    ActivationCosine,
+    ActivationMean,
+    Activity,
+    Apoz,
     BnScale,
     Context,
     Cosine,
     Criterion,
+    Fisher,
     FunctionCriterion,
     GeometricMedian,
+    HRank,
+    KLFisher,
     Lamp,
+    Obd,
+    Obs,
     Random,
     Taylor,
+    TaylorActivation,
+    TaylorSecond,
+    Wanda,
     from_dict,
     make_criterion,
     needs_of,
     score_groups,
     to_dict,
 )
+from secateur.criteria.base import NEEDS
 from secateur.dims.groups import Group, Member
 from secateur.errors import ConfigError, GroupError, RegistryError
 
@@ -45,6 +59,21 @@ CASES = [
     GeometricMedian(roles=("producer", "reader", "scale"), normalize="none"),
     Lamp(),
     Cosine(),
+    ActivationMean(),
+    ActivationMean(normalize="none"),
+    Apoz(),
+    ActivationCosine(),
+    HRank(),
+    HRank(fallback=None),
+    Wanda(),
+    TaylorActivation(),
+    TaylorSecond(),
+    Fisher(),
+    Obd(),
+    Obs(),
+    Obs(damping=1e-4),
+    KL(),
+    KLFisher(),
 ]
 
 
@@ -71,8 +100,42 @@ def tensors(seed=0, dtype=torch.float32):
 
 
 def context(dtype=torch.float32):
+    """All that any criterion may need, about the six channels of `conv_group`."""
     gradients = {key: value for key, value in tensors(1).items() if "running" not in key}
-    return Context(tensors(0, dtype), gradients, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(2, 20, 6, generator=generator)
+    row = values[0].abs()
+    return Context(
+        tensors(0, dtype),
+        gradients,
+        torch.Generator().manual_seed(0),
+        squared_gradients={key: value.square() for key, value in gradients.items()},
+        gates={"conv": values[0]},
+        model_gates={"conv": values[1]},
+        activity={"conv": Activity(mean_abs=row[0], nonzero=row[1] / row[1].max(), rms=row[2])},
+        ranks={"conv": row[3] / row[3].max()},
+        products={"conv": (values[0].T @ values[0]).double()},
+        divergences={"conv": row[4]},
+    )
+
+
+def changed(source, tensor_change, unit_change):
+    """The same context with every tensor of the model, and every axis of units of what was measured, changed."""
+
+    def of_units(value):
+        if isinstance(value, Activity):
+            return Activity(*(unit_change(part, -1) for part in (value.mean_abs, value.nonzero, value.rms)))
+        value = unit_change(value, -1)
+        return unit_change(value, 0) if value.dtype == torch.float64 else value  # products have two such axes
+
+    measured = ("gates", "model_gates", "activity", "ranks", "products", "divergences")
+    return replace(
+        source,
+        tensors=tensor_change(source.tensors),
+        gradients=tensor_change(source.gradients),
+        squared_gradients=tensor_change(source.squared_gradients),
+        **{name: {"conv": of_units(getattr(source, name)["conv"])} for name in measured},
+    )
 
 
 def permuted(source, order):
@@ -113,17 +176,23 @@ def test_scoring_changes_nothing_and_repeats(case):
 def test_scores_follow_their_units(case):
     """Channels in another order have the same scores in that order."""
     source, order = context(), torch.tensor([3, 0, 5, 1, 4, 2])
-    turned = Context(permuted(source.tensors, order), permuted(source.gradients, order))
+    turned = changed(source, lambda t: permuted(t, order), lambda t, axis: t.index_select(axis, order))
     torch.testing.assert_close(case.score(conv_group(), turned), case.score(conv_group(), source)[order])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not isinstance(case, Random | GeometricMedian)], ids=str)
 def test_a_unit_of_zeros_scores_lowest(case):
     source = context()
-    zeroed = {key: value.clone() for key, value in source.tensors.items()}
-    for member in conv_group().members:
-        member.view(zeroed[member.key])[2] = 0
-    scores = case.score(conv_group(), Context(zeroed, source.gradients))
+
+    def zeroed(of):
+        found = {key: value.clone() for key, value in of.items()}
+        for member in conv_group().members:
+            if member.key in found:
+                member.view(found[member.key])[2] = 0
+        return found
+
+    without = changed(source, zeroed, lambda t, axis: t.index_fill(axis, torch.tensor([2]), 0))
+    scores = case.score(conv_group(), without)
     assert scores[2] == 0
     assert scores.argmin() == 2
 
@@ -200,7 +269,7 @@ def test_make_criterion_takes_names_and_criteria():
 @pytest.mark.parametrize(
     ("spec", "error", "text"),
     [
-        ("l0", RegistryError, "No criterion 'l0'. Known: bn_scale, .*taylor"),
+        ("l0", RegistryError, "No criterion 'l0'. Known: activation_cosine, .*taylor"),
         (L2, ConfigError, r"L2 is a class\. Pass an instance, L2\(\)"),
         (0.5, ConfigError, r"0\.5 is no criterion"),
     ],
@@ -308,3 +377,28 @@ def test_constants_do_not_count_as_weights():
     torch.testing.assert_close(BnScale().score(found, source), torch.tensor([2 / 3, 4 / 3]))
     assert [rows[0].item() for rows in source.slices(found, ("statistic",))] == [5]
     assert len(source.slices(found)) == 3
+
+
+def test_every_need_is_a_field_of_the_context_and_is_asked_for_by_name():
+    assert set(NEEDS) <= {field.name for field in fields(Context)}
+    for case in CASES:
+        for need in case.needs:
+            with pytest.raises(ConfigError, match=f"needs {need} and the context has none"):
+                score_groups([conv_group()], case, replace(context(), **{need: None}))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.needs - {"gradients", "squared_gradients"}], ids=str)
+def test_a_group_that_was_not_measured_is_named(case):
+    other = conv_group("other")
+    if getattr(case, "fallback", None) is not None:
+        assert len(case.score(other, context())) == 6
+        return
+    with pytest.raises(GroupError, match=r"[gG]roup 'other'"):
+        case.score(other, context())
+
+
+def test_measured_values_that_are_not_finite_are_named():
+    source = context()
+    source.gates["conv"][3, 4] = torch.nan
+    with pytest.raises(GroupError, match="Criterion 'fisher' on group 'conv' gave NaN or Inf though the weights are"):
+        score_groups([conv_group()], Fisher(), source)

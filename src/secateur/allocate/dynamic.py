@@ -34,8 +34,8 @@ class DynamicProgram(AllocationMethod):
 
     Args:
         n_states: partial sums that are kept after each group; where there are more, the best of each slice of cost.
-    Source: Frantar and Alistarh, "SPDY: Accurate Pruning with Speedup Guarantees", ICML 2022, section 3.2; Kurtic et
-    al., "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023, section 3.2.
+    Source: Frantar and Alistarh, "SPDY: Accurate Pruning with Speedup Guarantees", ICML 2022, section 3; Kurtic et
+    al., "ZipLM: Inference-Aware Structured Pruning of Language Models", NeurIPS 2023, section 3.
     Differs: those round costs to a grid first; this keeps the exact sums (`knapsack`) and thins them by slices. Those
     search over scales of the errors with real runs; this takes errors as given.
 

@@ -26,7 +26,7 @@ class Isomorphic(SteppingMethod):
     A step is due at the fraction of its kind's units that are kept once it and all better steps of its kind are taken:
     price = (kept before + kept after) / (2 * units of the kind). Kinds are those of the space: groups of one topology
     (see `topology`); blocks of tied groups are of one kind if all their groups are.
-    Source: Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024, section 3.2.
+    Source: Fang et al., "Isomorphic Pruning for Vision Models", ECCV 2024, section 3.
     Differs: the paper compares subgraphs of operators; this compares what roles a group has in which weights.
 
     >>> Isomorphic()

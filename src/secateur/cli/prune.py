@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.allocate import Budget, make_method
+from secateur.allocate import ALLOCATIONS, Budget, make_method
 from secateur.cli.opening import Opened, open_data, open_model
 from secateur.cli.options import (
     DataOption,
@@ -23,6 +23,8 @@ from secateur.cli.options import (
     read_shape,
 )
 from secateur.cli.output import print_json, print_line, print_table
+from secateur.compression.config import CalibrationConfig
+from secateur.criteria import CRITERIA
 from secateur.data import DataSplits
 from secateur.errors import ConfigError, VerifyError
 from secateur.files import check_target, save
@@ -40,8 +42,8 @@ def prune(
         list[str], typer.Option(help="What may be kept: macs=0.5, size_bytes=5e6, latency=0.6; repeatable.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
-    criterion: Annotated[str, typer.Option(help="What scores units: l1, l2, taylor, bn_scale, random.")] = "l2",
-    method: Annotated[str, typer.Option(help="What chooses counts: uniform or global.")] = "uniform",
+    criterion: Annotated[str, typer.Option(help=f"What scores units: {', '.join(sorted(CRITERIA))}.")] = "l2",
+    method: Annotated[str, typer.Option(help=f"What chooses counts: {', '.join(sorted(ALLOCATIONS))}.")] = "uniform",
     ignore: Annotated[list[str] | None, typer.Option(help="Modules to leave alone, such as 'head.*'.")] = None,
     weights: WeightsOption = None,
     data: DataOption = None,
@@ -70,7 +72,7 @@ def prune(
     splits = None if data is None else open_data(data, seed, opened)
     inputs = opened.inputs(None if input_shape is None else read_shape(input_shape), splits)
     log.info("planning")
-    made = plan(opened.model, inputs, asked, config, data=_calibration(splits))
+    made = plan(opened.model, inputs, asked, config, data=_calibration(splits, seed))
     log.info("applying and verifying")
     small = apply(opened.model, made, verify=False)
     proof = verify(opened.model, small, made)
@@ -95,10 +97,10 @@ def _prune_folder(
         print_line(str(report))
 
 
-def _calibration(splits: DataSplits | None) -> Any:
-    from secateur.data import batches
+def _calibration(splits: DataSplits | None, seed: int) -> Any:
+    from secateur.data.batches import calibration_batches
 
-    return None if splits is None else batches(splits.train, batch_size=64)
+    return None if splits is None else calibration_batches(splits.train, CalibrationConfig().n_samples, seed=seed)
 
 
 def _print(opened: Opened, made: Plan, proof: VerifyReport, output: Path, *, is_json: bool) -> None:

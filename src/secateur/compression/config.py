@@ -29,9 +29,9 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """Data for criteria that need gradients."""
+    """Data for criteria that measure on data."""
 
-    n_samples: int = 1024  # at most, from the train split
+    n_samples: int = 1024  # at most, from the train split, or from unlabelled data
 
     def __post_init__(self) -> None:
         if self.n_samples < 1:
@@ -59,7 +59,7 @@ class CompressConfig:
     Args:
         prune: how to choose what goes.
         finetune: how to train afterwards; None leaves the weights as they are.
-        calibration: data for criteria that need gradients.
+        calibration: data for criteria that measure on data.
         measure: how latency is taken.
         split: how one set of labelled samples is cut.
     """

@@ -9,17 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.data import Subset
 
 from secateur.allocate import Budget
 from secateur.compression.config import CompressConfig
 from secateur.compression.material import Material, check_weights, read_material
 from secateur.compression.report import CompressReport, Measured, versions
 from secateur.criteria import cross_entropy
-from secateur.data.batches import batches, labels_of, length
+from secateur.data.batches import calibration_batches, labels_of
 from secateur.dims.cost import Cost
 from secateur.errors import VerifyError
 from secateur.measure import (
@@ -162,11 +160,8 @@ class _Meter:
 def _plan(
     model: nn.Module, example: Any, budget: Budget, config: CompressConfig, material: Material, loss: Loss | None
 ) -> Plan:
-    calibration = None
-    if material.train is not None:
-        n = min(length(material.train), config.calibration.n_samples)
-        order = torch.randperm(length(material.train), generator=torch.Generator().manual_seed(config.prune.seed))
-        calibration = batches(Subset(material.train, order[:n].tolist()), batch_size=64, device=device_of(model))
+    samples, n, seed = material.train or material.samples, config.calibration.n_samples, config.prune.seed
+    calibration = calibration_batches(samples, n, seed=seed, device=device_of(model))
     return plan(model, example, budget, config.prune, data=calibration, loss=loss or cross_entropy)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,23 @@ from secateur.registry import Registry
 from secateur.tensors import named_tensors
 
 if TYPE_CHECKING:
+    from secateur.criteria.activations import Activity
     from secateur.dims.groups import Group, Member
 
 # Roles of members whose values training sets. "statistic" (running mean, running variance) is measured, not learned.
 LEARNED: tuple[str, ...] = ("producer", "reader", "bias", "scale", "shift", "other")
 ROLES: tuple[str, ...] = (*LEARNED, "statistic")
-NEEDS = frozenset({"gradients"})
+# What is measured on data, by the field of `Context` that holds it, and how it is measured.
+NEEDS = {
+    "gradients": "collect_gradients(model, batches)",
+    "squared_gradients": "collect_squared_gradients(model, batches)",
+    "gates": "collect_gates(model, groups, batches)",
+    "model_gates": "collect_model_gates(model, groups, batches)",
+    "activity": "collect_activity(model, groups, batches)",
+    "ranks": "collect_ranks(model, groups, batches)",
+    "products": "collect_products(model, groups, batches)",
+    "divergences": "collect_divergences(model, groups, batches)",
+}
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,16 @@ class Context:
 
     Args:
         tensors: every parameter and buffer that a group's members name.
-        gradients: of the loss, by parameter key, from `collect_gradients`; only for criteria that need them.
         generator: the source of randomness; it is read, never advanced.
+        gradients: of the loss, by parameter key, from `collect_gradients`; this and all below only for criteria that
+            need it.
+        squared_gradients: of each sample's loss, by parameter key, averaged, from `collect_squared_gradients`.
+        gates: by group, (n_samples, size), the derivative of each sample's loss by a factor on each unit, from
+            `collect_gates`; `model_gates` the same with the model's own labels, from `collect_model_gates`.
+        activity: by group, statistics of what is read of each unit, from `collect_activity`.
+        ranks: by group, (size,), of feature maps, from `collect_ranks`.
+        products: by group, (size, size), inner products of activations, from `collect_products`.
+        divergences: by group, (size,), of the outputs without each unit, from `collect_divergences`.
         constants: keys of buffers and plain tensor attributes. Nobody learned them (rotary tables, masks), so criteria
             leave them out; members of role "statistic" are given to those who ask for that role.
     """
@@ -39,23 +58,44 @@ class Context:
     gradients: Mapping[str, Tensor] | None = None
     generator: torch.Generator | None = None
     constants: frozenset[str] = frozenset()
+    squared_gradients: Mapping[str, Tensor] | None = None
+    gates: Mapping[str, Tensor] | None = None
+    model_gates: Mapping[str, Tensor] | None = None
+    activity: Mapping[str, Activity] | None = None
+    ranks: Mapping[str, Tensor] | None = None
+    products: Mapping[str, Tensor] | None = None
+    divergences: Mapping[str, Tensor] | None = None
 
     @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        *,
-        gradients: Mapping[str, Tensor] | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Self:
+    def of(cls, model: nn.Module, *, generator: torch.Generator | None = None, **measured: Any) -> Self:
         """Return the context of a model: its parameters, buffers and tensor attributes, with what was measured.
+
+        Args:
+            measured: fields by name, such as `measure` returns them.
 
         >>> sorted(Context.of(nn.BatchNorm1d(2)).constants)
         ['num_batches_tracked', 'running_mean', 'running_var']
         """
         tensors = named_tensors(model)
         learned = {key for key, _ in model.named_parameters(remove_duplicate=False)}
-        return cls(tensors, gradients, generator, frozenset(tensors.keys() - learned))
+        return cls(tensors, generator=generator, constants=frozenset(tensors.keys() - learned), **measured)
+
+    def measured(self, need: str, group: Group) -> Any:
+        """Return what was measured of a group.
+
+        Raises:
+            ConfigError: nothing of the kind was measured.
+            GroupError: it was, but not of this group.
+        """
+        found = getattr(self, need)
+        if found is None:
+            raise ConfigError(f"Scoring group '{group.name}' takes {need} and the context has none. {_advice(need)}")
+        if group.name not in found:
+            raise GroupError(
+                f"The context has no {need} of group '{group.name}': no operator sums over its units, or other groups "
+                "were measured. Choose another criterion, or leave the group out."
+            )
+        return found[group.name]
 
     def slices(self, group: Group, roles: tuple[str, ...] | None = None) -> list[Tensor]:
         """Return the group's tensors, each as (size, k): row c holds all that unit c has in that member.
@@ -67,29 +107,29 @@ class Context:
         """
         return [_rows(group, member, self.tensors, "tensor") for member in self._members(group, roles)]
 
-    def gradient_pairs(self, group: Group, roles: tuple[str, ...] | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Return (weights, gradients) per member, both (size, k).
+    def gradient_pairs(
+        self, group: Group, roles: tuple[str, ...] | None = None, need: str = "gradients"
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return (weights, gradients) per member, both (size, k); or squared gradients, if that is the need.
 
         A member of role "statistic" or "other" may be a buffer, which has no gradient: it is left out then.
         Raises:
             ConfigError: the context has no gradients.
             GroupError: a weight has no gradient, or one of another shape.
         """
-        if self.gradients is None:
-            raise ConfigError(
-                f"Scoring group '{group.name}' takes gradients and the context has none. "
-                "Pass Context(tensors, gradients=collect_gradients(model, batches))."
-            )
+        found: Mapping[str, Tensor] | None = getattr(self, need)
+        if found is None:
+            raise ConfigError(f"Scoring group '{group.name}' takes {need} and the context has none. {_advice(need)}")
         pairs = []
         for member in self._members(group, roles):
-            if member.key not in self.gradients and member.role in ("statistic", "other"):
+            if member.key not in found and member.role in ("statistic", "other"):
                 continue
             weights = _rows(group, member, self.tensors, "tensor")
-            gradients = _rows(group, member, self.gradients, "gradient")
+            gradients = _rows(group, member, found, "gradient")
             if weights.shape != gradients.shape:
                 raise GroupError(
                     f"'{member.key}' has shape {tuple(self.tensors[member.key].shape)} and its gradient "
-                    f"{tuple(self.gradients[member.key].shape)}. Collect gradients from the model that is scored."
+                    f"{tuple(found[member.key].shape)}. Collect gradients from the model that is scored."
                 )
             pairs.append((weights, gradients))
         return pairs
@@ -107,7 +147,7 @@ class Context:
 class Criterion(ABC):
     """A rule that scores the units of one group. Its fields are its hyper-parameters.
 
-    `name` is the key in `CRITERIA`; `needs` says what the context must hold, a subset of {"gradients"}.
+    `name` is the key in `CRITERIA`; `needs` says which fields of the context it reads, a subset of `NEEDS`.
     """
 
     name: ClassVar[str]
@@ -145,7 +185,7 @@ def make_criterion(spec: str | Criterion | Callable[[Group, Context], Tensor]) -
     L2(roles=('producer', 'reader', 'bias', 'scale', 'shift', 'other'), normalize='mean')
     >>> make_criterion("l3")
     Traceback (most recent call last):
-    secateur.errors.RegistryError: No criterion 'l3'. Known: bn_scale, ..., taylor...
+    secateur.errors.RegistryError: No criterion 'l3'. Known: activation_cosine, ..., wanda.
     """
     if isinstance(spec, str):
         return CRITERIA[spec]()
@@ -176,14 +216,12 @@ def score_groups(groups: Iterable[Group], criterion: Criterion, context: Context
     Returns:
         by group name, (size,) float32 without grad, finite; larger = keep.
     Raises:
-        ConfigError: the criterion needs gradients and the context has none.
+        ConfigError: the criterion needs something measured and the context has none.
         GroupError: a result has the wrong type, shape or dtype, or holds NaN or Inf; weights at fault are named.
     """
-    if "gradients" in needs_of(criterion) and context.gradients is None:
-        raise ConfigError(
-            f"Criterion '{criterion.name}' needs gradients and the context has none. "
-            "Pass Context(tensors, gradients=collect_gradients(model, batches))."
-        )
+    for need in sorted(needs_of(criterion)):
+        if getattr(context, need) is None:
+            raise ConfigError(f"Criterion '{criterion.name}' needs {need} and the context has none. {_advice(need)}")
     scores: dict[str, Tensor] = {}
     for group in groups:
         if group.frozen_reason is not None:
@@ -195,6 +233,10 @@ def score_groups(groups: Iterable[Group], criterion: Criterion, context: Context
         _check(result, group, criterion, context)
         scores[group.name] = result
     return scores
+
+
+def _advice(need: str) -> str:
+    return f"Pass Context(tensors, {need}={NEEDS[need]})."
 
 
 def _rows(group: Group, member: Member, source: Mapping[str, Tensor], what: str) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from secateur.criteria.base import CRITERIA, Context, Criterion
 from secateur.criteria.magnitude import L2, magnitude_scores
-from secateur.criteria.options import NORMALIZERS, Normalize, check_choice, normalized
-from secateur.errors import ConfigError, GroupError
+from secateur.criteria.options import NORMALIZERS, Normalize, check_choice, check_fallback, normalized
+from secateur.errors import GroupError
 
 if TYPE_CHECKING:
     from secateur.dims.groups import Group
@@ -54,8 +54,7 @@ class BnScale(Criterion):
 
     def __post_init__(self) -> None:
         check_choice("normalize", self.normalize, NORMALIZERS)
-        if self.fallback is not None and not isinstance(self.fallback, Criterion):
-            raise ConfigError(f"fallback={self.fallback!r} is not a criterion. Pass one such as L2(), or None.")
+        check_fallback(self.fallback)
 
     def score(self, group: Group, context: Context) -> Tensor:
         """Return |gamma| per unit, or the fallback's scores at mean 1; GroupError if there is neither."""

@@ -39,7 +39,7 @@ class GeometricMedian(Criterion):
 
     The unit of least score is the one nearest to the geometric median of all.
     Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration",
-    CVPR 2019, equations 5 to 8.
+    CVPR 2019, section 3.
     Differs: the paper compares filters, which is the default here; `roles` may add what reads a unit, its bias and
     norms. The group's mean is divided out, which lets one threshold rank units of several groups; the paper prunes each
     layer by itself. A unit of zeros may lie in the middle or not: it need not score lowest. Takes size^2 distances.

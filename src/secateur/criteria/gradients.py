@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
+from secateur.criteria.samples import split
 from secateur.errors import ConfigError, GroupError
+from secateur.tensors import Inputs, on_device
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -81,25 +84,65 @@ def collect_gradients(model: nn.Module, batches: Iterable[Any], loss: Loss = cro
         ConfigError: no batch, no labels, or a loss that is not a differentiable scalar.
         GroupError: the loss is NaN or Inf.
     """
-    parameters = {key: p for key, p in model.named_parameters() if p.is_floating_point()}
+    labelled = (split(batch, index) for index, batch in enumerate(batches))
+    return _mean(model, labelled, loss, lambda gradient, n: gradient * n)
+
+
+def collect_squared_gradients(
+    model: nn.Module, batches: Iterable[Any], loss: Loss = cross_entropy, *, samples_per_step: int = 1
+) -> dict[str, Tensor]:
+    """Average the squared gradient of each sample's loss: F[key] = sum over samples n of (dL_n/dW)^2 / N.
+
+    This is the diagonal of the empirical Fisher information, with the labels of the data. It takes a forward and a
+    backward per step. With m = `samples_per_step` above 1 it adds up (sum over the step of dL_n/dW)^2 in place of the m
+    squares: fewer, larger steps, which estimate F + (m - 1) * (dL/dW)^2, too much wherever the mean gradient is not 0.
+
+    Args, returns and errors are those of `collect_gradients`; batches are cut into steps along their first axis.
+    """
+    if samples_per_step < 1:
+        raise ConfigError(f"samples_per_step={samples_per_step} is not positive. 1 is exact.")
+    labelled = (split(batch, index) for index, batch in enumerate(batches))
+    steps = (step for pair in labelled for step in _steps(*pair, samples_per_step))
+    return _mean(model, steps, loss, lambda gradient, n: gradient.square() * n**2)
+
+
+def _mean(
+    model: nn.Module, labelled: Iterable[tuple[Inputs, Any]], loss: Loss, added: Callable[[Tensor, int], Tensor]
+) -> dict[str, Tensor]:
+    """Return, by parameter, the sum over batches of added(gradient of the batch's mean loss, n_b) over sum of n_b."""
+    keys = [key for key, p in model.named_parameters() if p.is_floating_point()]
     n_samples = 0
-    with _evaluated(model, parameters.values()):
-        sums = [torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device) for p in parameters.values()]
-        for index, batch in enumerate(batches):
-            inputs, labels = _split(batch, index)
-            device = sums[0].device if sums else torch.device("cpu")
-            value = _loss_value(model, _to(inputs, device), _to(labels, device), loss, index)
+    with differentiable(model) as parameters:
+        sums = [torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device) for p in parameters]
+        for index, (inputs, labels) in enumerate(labelled):
+            args, kwargs = on_device(model, inputs)
+            value = loss_value(loss(model(*args, **kwargs), like_parameters(model, labels)), index)
             n_here = len(labels) if isinstance(labels, Tensor) and labels.dim() else 1
-            found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
             for total, gradient in zip(sums, found, strict=True):
                 if gradient is not None:
-                    total.add_(gradient.detach(), alpha=n_here)
+                    total.add_(added(gradient.detach().to(total.dtype), n_here))
             n_samples += n_here
-        if not n_samples:
-            raise ConfigError(
-                "There is no batch to take gradients from. Pass batches anew: a generator is read only once."
-            )
-        return {key: total.div_(n_samples) for key, total in zip(parameters, sums, strict=True)}
+    if not n_samples:
+        raise ConfigError("There is no batch to take gradients from. Pass batches anew: a generator is read only once.")
+    return {key: total.div_(n_samples) for key, total in zip(keys, sums, strict=True)}
+
+
+def _steps(inputs: Inputs, labels: Any, size: int) -> Iterator[tuple[Inputs, Any]]:
+    """Cut a batch along the first axis of every tensor that is as long as the labels."""
+    n = len(labels) if isinstance(labels, Tensor) and labels.dim() else 1
+    for start in range(0, n, size):
+
+        def part(t: Tensor, start: int = start) -> Tensor:
+            return t[start : start + size] if t.dim() and len(t) == n else t
+
+        yield pytree.tree_map_only(Tensor, part, (inputs, labels))
+
+
+def like_parameters(model: nn.Module, value: Any) -> Any:
+    """Return `value` with every tensor in it on the device of the model's first parameter."""
+    device = next(model.parameters()).device
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -108,48 +151,26 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 @contextmanager
-def _evaluated(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Put the model in eval mode with every parameter differentiable, and put all back afterwards."""
+def differentiable(model: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Put the model in eval mode with gradients of every parameter, give these, and put all back afterwards."""
     training = [(module, module.training) for module in model.modules()]
-    required = [(parameter, parameter.requires_grad) for parameter in parameters]
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    required = [parameter.requires_grad for parameter in parameters]
     try:
         model.eval()
-        for parameter, _ in required:
+        for parameter in parameters:
             parameter.requires_grad_(True)
         with torch.inference_mode(False), torch.enable_grad():
-            yield
+            yield parameters
     finally:
         for module, flag in training:
             module.training = flag
-        for parameter, flag in required:
+        for parameter, flag in zip(parameters, required, strict=True):
             parameter.requires_grad_(flag)
 
 
-def _split(batch: Any, index: int) -> tuple[Any, Any]:
-    """Return (inputs, labels) of one batch."""
-    if isinstance(batch, Mapping):
-        if batch.get("labels") is not None:
-            return {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
-        found = f"a dict with keys {', '.join(map(str, batch))}"
-    elif isinstance(batch, (tuple, list)) and len(batch) == 2 and batch[1] is not None:
-        return batch[0], batch[1]
-    else:
-        found = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-    raise ConfigError(
-        f"Batch {index} has no labels: it is {found}. "
-        "Gradients of a loss take (inputs, labels) pairs or dicts with 'labels'. "
-        "Without labels, choose a criterion that needs no gradients, such as 'l2'."
-    )
-
-
-def _loss_value(model: nn.Module, inputs: Any, labels: Any, loss: Loss, index: int) -> Tensor:
-    if isinstance(inputs, Mapping):
-        outputs = model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        outputs = model(*inputs)
-    else:
-        outputs = model(inputs)
-    value = loss(outputs, labels)
+def loss_value(value: Any, index: int) -> Tensor:
+    """Return the loss of batch number `index` as a scalar; ConfigError or GroupError where it can't be one."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(
@@ -162,15 +183,3 @@ def _loss_value(model: nn.Module, inputs: Any, labels: Any, loss: Loss, index: i
     if not value.requires_grad:
         raise ConfigError(f"The loss of batch {index} does not depend on the parameters. Is its forward under no_grad?")
     return value.squeeze()
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    """Return `value` with every tensor in it on `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _to(item, device) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        moved = [_to(item, device) for item in value]
-        return tuple(moved) if isinstance(value, tuple) else moved
-    return value

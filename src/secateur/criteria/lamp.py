@@ -42,7 +42,7 @@ class Lamp(Criterion):
     """Layer-adaptive magnitude: score[c] = n[c]^2 / sum of n[d]^2 over the units d that are no smaller, n = their norm.
 
     Within a group it ranks as `L2` does; between groups it keeps a threshold from emptying any of them.
-    Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, equation 4.
+    Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, section 3.
     Differs: the paper scores single weights of a layer; this scores units by the norm of all their learned weights.
     Equal norms get equal scores. Not normalized: the scores are shares already.
 

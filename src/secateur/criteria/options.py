@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from secateur.criteria.base import ROLES, Context
+from secateur.criteria.base import ROLES, Context, Criterion
 from secateur.errors import ConfigError, GroupError
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def check_roles(roles: object) -> None:
         raise ConfigError(f"roles={roles!r} is not a tuple of roles. Choose from: {', '.join(ROLES)}.")
     for role in roles:
         check_choice("roles", role, ROLES)
+
+
+def check_fallback(fallback: object) -> None:
+    """Raise ConfigError unless `fallback` is a criterion or None."""
+    if fallback is not None and not isinstance(fallback, Criterion):
+        raise ConfigError(f"fallback={fallback!r} is not a criterion. Pass one such as L2(), or None.")
 
 
 def slices_of(group: Group, context: Context, roles: tuple[str, ...]) -> list[Tensor]:

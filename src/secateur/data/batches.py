@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from secateur.data.arrays import ArrayDataset
@@ -60,6 +61,20 @@ def batches(data: Dataset[Any], *, batch_size: int = 256, device: torch.device |
     for batch in loader(data, order):
         check_batch(batch)
         yield to_device(batch, device)
+
+
+def calibration_batches(
+    data: Dataset[Any], n_samples: int, *, seed: int, batch_size: int = 64, device: torch.device | None = None
+) -> Iterator[Any]:
+    """Yield at most `n_samples` samples, drawn without repeats, in batches; with labels or without, as they come.
+
+    >>> data = ArrayDataset(torch.zeros(5, 2), torch.arange(5))
+    >>> [x.shape for x, y in calibration_batches(data, 3, seed=0, batch_size=2)]
+    [torch.Size([2, 2]), torch.Size([1, 2])]
+    """
+    drawn = torch.randperm(length(data), generator=torch.Generator().manual_seed(seed))[:n_samples]
+    for batch in loader(data, [part.tolist() for part in torch.split(drawn, batch_size)]):
+        yield pytree.tree_map_only(Tensor, lambda t: t.to(device), batch)
 
 
 def length(data: Dataset[Any]) -> int:

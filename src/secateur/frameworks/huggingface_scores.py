@@ -22,13 +22,13 @@ def stream_scores(
     Args:
         tensors: by key, each read when it is asked for; what is not there (buffers) does not count.
     Raises:
-        ConfigError: the criterion needs gradients, so a whole model.
+        ConfigError: the criterion measures on data, which takes a whole model.
         GroupError: weights hold NaN or Inf.
     """
     if needs_of(criterion):
         raise ConfigError(
-            f"Criterion '{criterion.name}' needs gradients of a loaded model. Choose l1, l2 or random for a folder, or"
-            " load the model and use secateur.plan."
+            f"Criterion '{criterion.name}' measures on data with a loaded model. Choose l1, l2 or random for a folder,"
+            " or load the model and use secateur.plan."
         )
     if isinstance(criterion, L1 | L2):
         return _magnitudes(groups, criterion, tensors)
