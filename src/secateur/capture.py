@@ -22,7 +22,7 @@ from secateur.choices import Undecided
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward, quiet
 from secateur.places import Places
-from secateur.record import Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, settle
+from secateur.record import Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, is_restride, settle
 from secateur.shadows import Shadows
 from secateur.tensors import Identities, Inputs, as_call, named_tensors, on_device, skeleton, tensors_in
 from secateur.twins import Twin, map_tensors, run, twin
@@ -124,6 +124,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.tensors[key] = self._value(tensor, source, key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_restride(func, args):
+            return run(func, args, {}) if self.is_fake else func(*args)
         fqn, location = self.places.here()
         args, seen = self._take(args)
         named, seen_named = self._take_named(kwargs) if kwargs else ({}, {})

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from secateur.attention import one_attention
 from secateur.frameworks.huggingface import traceable_experts
 
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
@@ -25,7 +26,7 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
     torch.backends.mha.set_fastpath_enabled(False)
     model.train(is_training)
     try:
-        with torch.no_grad(), traceable_experts(model), _plain_rnn(model):
+        with torch.no_grad(), one_attention(), traceable_experts(model), _plain_rnn(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

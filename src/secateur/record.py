@@ -15,6 +15,7 @@ from secateur.errors import CaptureError
 T = TypeVar("T")
 
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}
+_VIEWS = {getattr(torch.ops.aten, name).default: "view" for name in ("view", "_unsafe_view", "_reshape_alias")}
 _EMPTY = {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
 _EMPTY |= {"aten::empty.memory_format"}
 
@@ -86,6 +87,23 @@ def is_constant_copy(target: Any) -> bool:
 def is_copy(target: Any, shape_in: tuple[int, ...] | None, shape_out: tuple[int, ...] | None) -> bool:
     """True for an operator that only passes a tensor on. Torch adds and drops these by layout, size and fakeness."""
     return target in _COPIES or (target is torch.ops.aten.expand.default and shape_in == shape_out)
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """True for operators that stand for each other: torch decides by layout which view a reshape is."""
+    return _VIEWS.get(a, a) is _VIEWS.get(b, b)
+
+
+def is_restride(func: Any, args: Any) -> bool:
+    """True for a call that gives a tensor the axes that it has, with other strides on axes of size 1.
+
+    Torch's pooling marks its result as channels-last so, or doesn't, by a layout that a smaller network may not have.
+    """
+    if func is not torch.ops.aten.as_strided_.default or len(args) > 3:
+        return False
+    x, size, strides = args
+    axes = zip(x.shape, size, x.stride(), strides, strict=False)
+    return len(size) == x.dim() and all(n == m and (n == 1 or a == b) for n, m, a, b in axes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from secateur.graph import Graph, trace
 from secateur.law import Law, Sampler
 from secateur.observe import run
 from secateur.plans import Plan
-from secateur.record import Op, Trace, Value
+from secateur.record import Op, Trace, Value, is_same
 from secateur.specs import from_spec
 from secateur.tensors import Inputs, as_call, tensors_in
 
@@ -229,9 +229,6 @@ class Difference:
     scales: Mapping[Position, Any] = field(default_factory=dict)
 
 
-_VIEWS = {aten._unsafe_view.default: aten.view.default, aten._reshape_alias.default: aten.view.default}
-
-
 def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Difference]:
     """Every difference between the prediction and a record, in order; scales are differences too (see `Difference`).
 
@@ -240,7 +237,7 @@ def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Diff
     found: list[Difference] = []
     befores, nows = graph.trace.essential, after.essential
     for before, now in zip(befores, nows, strict=False):
-        if _VIEWS.get(before.target, before.target) is not _VIEWS.get(now.target, now.target):
+        if not is_same(before.target, now.target):
             found.append(Difference(before.index, f"{before.where} became {now.where}"))
             return found
         found += _compare_shapes(graph, before, now, counts)

@@ -117,6 +117,15 @@ for qkv in (_qkv, _shared):
         case(aten._scaled_dot_product_flash_attention.default, *flash, run=_attend_plain, **scale)
         case(aten._scaled_dot_product_flash_attention.quantized, *flash, run=_attend_plain, **scale)
 case(aten._scaled_dot_product_efficient_attention.default, *_qkv, _mask, False, run=_attend_biased, scale=0.3)
+_any = torch.ops.secateur.attention.default
+case(_any, *_qkv, scale=0.3)
+case(_any, *_qkv, _mask)
+case(_any, *_shared, None, 0.0, False, enable_gqa=True)
+case(_any, _qkv[0], _narrow, _narrow, None, 0.0, True)
+case(_any, T(2, 5, 6, whole=(1,)), T(2, 3, 6, whole=(1,)), T(2, 3, 8, whole=(1,)))
+case(_any, T(5, 6, whole=(0,)), T(3, 6, whole=(0,)), T(3, 8, whole=(0,)))
+case(_any, _qkv[0], T(2, 1, 3, 6, whole=(0, 2)), T(1, 1, 3, 8, whole=(2,)), T(1, 3, whole=(1,)), scale=0.3)
+case(_any, T(2, 1, 5, 6, whole=(0, 2)), *_qkv[1:])
 _cpu = aten._scaled_dot_product_flash_attention_for_cpu.default
 for options in ({}, {"scale": 0.5}, {"attn_mask": T(2, 1, 5, 3, whole=(0, 2, 3)), "scale": 0.5}):
     case(_cpu, _qkv[0], _narrow, _narrow, **options)

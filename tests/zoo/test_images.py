@@ -26,6 +26,7 @@ def test_torchvision_classifier(name: str) -> None:
         ("vit_tiny_patch16_224", 64, {"img_size": 64, "depth": 2}),
         ("swin_tiny_patch4_window7_224", 56, {"img_size": 56, "depths": (1, 2), "num_heads": (3, 6)}),
         ("test_mambaout", 96, {}),
+        ("cpubone_nano", 64, {}),  # pools and attends over single pixels, which torch may take for channels-last
     ],
 )
 def test_timm_classifier(name: str, side: int, options: dict[str, Any]) -> None:

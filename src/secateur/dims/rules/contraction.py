@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+import secateur.attention  # noqa: F401  defines an operator
 from secateur.dims.algebra import Dim, prod
 from secateur.dims.rule import OP_RULES, Axes, Keep, Node
+from secateur.errors import UnsupportedOpError
 
 aten = torch.ops.aten
 
@@ -136,26 +138,60 @@ def _attention_reference(target: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 def attention(op: Node, q: Axes, k: Axes, v: Axes, mask: Axes | None, scale: float | None) -> None:
     """out[b, h, l, e] = sum_s softmax_s(scale sum_d q[b, h, l, d] k[b, h, s, d] + mask[b, h, l, s]) v[b, h, s, e]"""
-    op.equate(k[1], v[1])
-    heads = q[1]
-    op.equate(heads, prod([k[1], op.new(q[1].size // k[1].size)]))  # query head (j, r) reads key head j
-    for t in (k, v):
-        op.equate(q[0], t[0])
-    op.equate(k[2], v[2])
-    op.freeze(k[2], "softmax over the sequence")
-    op.contract(q, 3, k, 3)
+    if not len(q) == len(k) == len(v):
+        raise UnsupportedOpError("attention on tensors of unlike ranks")
+    outer = [_broadcast(op, q[i], k[i], v[i]) for i in range(len(q) - 3)]
+    if len(q) > 2:
+        outer.append(_heads(op, q[-3], k[-3], v[-3]))
+    op.equate(k[-2], v[-2])
+    op.freeze(k[-2], "softmax over the sequence")
+    op.contract(q, -1, k, -1)
     if mask is not None:
-        for dim, out in zip(reversed(mask.dims), (k[2], q[2], heads, q[0]), strict=False):
-            if dim.size > 1:
-                op.equate(dim, out)
+        _broadcast(op, mask[-1], k[-2])
+        for dim, out in zip(reversed(mask.dims[:-1]), (q[-2], *reversed(outer)), strict=False):
+            _broadcast(op, dim, out)
     if scale is None:
-        head_dim = q[3]
+        head_dim = q[-1]
         op.renormalise([head_dim], partial(_attention_reference, head_dim=head_dim))
-    op.macs(q[0], heads, q[2], k[2], q[3])
-    op.macs(q[0], heads, q[2], k[2], v[3])
-    op.out(q[0], heads, q[2], v[3])
+    op.macs(*outer, q[-2], k[-2], q[-1])
+    op.macs(*outer, q[-2], k[-2], v[-1])
+    op.out(*outer, q[-2], v[-1])
     if len(op.op.outputs) > 1 and (logsumexp := op.op.outputs[1]) is not None:
-        op.out(*_logsumexp(op, logsumexp.shape, (q[0], heads, q[2])))
+        op.out(*_logsumexp(op, logsumexp.shape, (*outer, q[-2])))
+
+
+def _broadcast(op: Node, *dims: Dim) -> Dim:
+    """State that axes are the same, but for those of size 1."""
+    wide = [d for d in dims if d.size > 1]
+    for d in wide[1:]:
+        op.equate(wide[0], d)
+    return wide[0] if wide else dims[0]
+
+
+def _heads(op: Node, q: Dim, k: Dim, v: Dim) -> Dim:
+    """Query head (j, r) reads key head j."""
+    kv = _broadcast(op, k, v)
+    if q.size < kv.size:
+        return kv
+    op.equate(q, prod([kv, op.new(q.size // kv.size)]))
+    return q
+
+
+@OP_RULES.register(torch.ops.secateur.attention.default)
+def any_attention(
+    op: Node,
+    q: Axes,
+    k: Axes,
+    v: Axes,
+    mask: Axes | None = None,
+    *args: Any,
+    scale: float | None = None,
+    **kwargs: Any,
+) -> None:
+    """`attention` by any kernel; those in one pass take values as wide as keys, so equal widths stay equal"""
+    if q[-1].size == v[-1].size:
+        op.tie([q[-1], v[-1]])
+    attention(op, q, k, v, mask, scale)
 
 
 def _logsumexp(op: Node, shape: tuple[int, ...], dims: tuple[Dim, ...]) -> list[Dim]:
