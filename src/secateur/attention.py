@@ -17,12 +17,14 @@ from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _torchs = F.scaled_dot_product_attention
-_library = torch.library.Library("secateur", "DEF")
-_library.define(
+_library = torch.library.Library("secateur", "DEF")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0.,"
     " bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"
 )
 _library.impl("attention", _torchs, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("secateur::attention", _torchs, lib=_library)
+ATTENTION = torch.ops.secateur.attention.default
 
 
 def _attend(
@@ -30,7 +32,7 @@ def _attend(
 ) -> Tensor:
     """`scaled_dot_product_attention`, as one operator where one is watched for."""
     is_watched = _get_current_dispatch_mode() is not None and not has_torch_function((query, key, value, attn_mask))
-    call = torch.ops.secateur.attention.default if is_watched else _torchs
+    call = ATTENTION if is_watched else _torchs
     return call(query, key, value, attn_mask, *args, **kw)
 
 

@@ -19,6 +19,8 @@ from torch._subclasses.fake_impls import op_implementations_checks
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._mode_utils import no_dispatch
 
+from secateur.attention import ATTENTION
+
 _MOST = 1 << 16  # calls that are remembered
 _MADE: dict[Any, Any] = {}
 _MOVES = {torch.ops.aten._unsafe_view.default}
@@ -224,6 +226,8 @@ def _is_plain(func: Any) -> bool:
     """True for operators whose kernel for the meta device is all that fake tensors would ask."""
     has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key(func.name(), "Meta")
     moves = func.is_view or func in _MOVES
+    if func is ATTENTION:  # the device picks its kernel, and so its layout
+        return False
     return has_kernel and (moves or not any(check(func) for check, _ in op_implementations_checks))
 
 

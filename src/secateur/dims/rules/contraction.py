@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-import secateur.attention  # noqa: F401  defines an operator
+from secateur.attention import ATTENTION
 from secateur.dims.algebra import Dim, prod
 from secateur.dims.rule import OP_RULES, Axes, Keep, Node
 from secateur.errors import UnsupportedOpError
@@ -177,7 +177,7 @@ def _heads(op: Node, q: Dim, k: Dim, v: Dim) -> Dim:
     return q
 
 
-@OP_RULES.register(torch.ops.secateur.attention.default)
+@OP_RULES.register(ATTENTION)
 def any_attention(
     op: Node,
     q: Axes,
