@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, MutableMapping
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -91,6 +92,12 @@ def capture(
     return recorder.trace(result)
 
 
+@cache
+def _nature(func: Any) -> tuple[bool, bool, bool]:
+    """Whether an operator gives its first argument other axes, only passes it on, and may be decided by values."""
+    return torch.Tag.inplace_view in func.tags, is_constant_copy(func), choices.may_decide(func)
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records operators; swaps the model's real tensors for their twins as they come by."""
 
@@ -121,7 +128,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.tied[key] = first
             else:
                 source = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-                self.tensors[key] = self._value(tensor, source, key)
+                self.tensors[key] = value = self._value(tensor, source, key)
+                if source == "parameter" or type(tensor) is Twin:
+                    self.values[tensor] = value  # has no known values, so that it can be read as it is
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_restride(func, args):
@@ -129,7 +138,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fqn, location = self.places.here()
         args, seen = self._take(args)
         named, seen_named = self._take_named(kwargs) if kwargs else ({}, {})
-        deciders = choices.deciders(func, args, named)
+        reshapes, copies, decides = _nature(func)
+        deciders = None
+        if decides:
+            args, named = map_tensors(self._as_twin, args), map_tensors(self._as_twin, named)
+            deciders = choices.deciders(func, args, named)
         chooses_all = deciders is not None and any(t not in self.shadows for t in deciders)
         if chooses_all:
             out = self._choose(func, args, named, f"{func} in '{fqn or 'the model'}' ({location})")
@@ -138,10 +151,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             out = self._run(func, args, named)
         outs = out if isinstance(out, tuple | list) else (out,)
-        if torch.Tag.inplace_view in func.tags:  # the same tensor with other axes (`unsqueeze_`): a new value
+        if reshapes:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
                 self.values[t] = self._value(t, "op")
-        elif is_constant_copy(func) and isinstance(seen[0], Value) and seen[0].number is not None:
+        elif copies and isinstance(seen[0], Value) and seen[0].number is not None:
             self._value_of(out, seen[0].number)
         values = tuple([self._value_of(t) if isinstance(t, Tensor) else None for t in outs])
         self.ops.append(Op(len(self.ops), func, tuple(seen), seen_named, values, fqn, location, chooses_all))
@@ -197,6 +210,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         taken, seen = self._take(kwargs.values())
         return dict(zip(kwargs, taken, strict=True)), dict(zip(kwargs, seen, strict=True))
 
+    def _as_twin(self, tensor: Tensor) -> Tensor:
+        return twin(tensor) if self.is_fake and type(tensor) is not Twin else tensor
+
     def _enter(self, tensor: Tensor) -> Tensor:
         """The twin of a tensor that has no value: one of the model, a constant, or what code made of neither."""
         if (mine := self.twins.get(tensor)) is not None:
@@ -204,10 +220,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         value = self.tensors.get(self.names.get(id(tensor), ""))
         if value is None and type(tensor) is Twin:
             return tensor
-        self.twins[tensor] = mine = twin(tensor) if self.is_fake and type(tensor) is not Twin else tensor
+        self.twins[tensor] = mine = self._as_twin(tensor)
         self.values[mine] = value or self._constant(tensor)
-        if value is None or value.source != "parameter":
-            self.shadows.set(mine, tensor)
+        self.shadows.set(mine, tensor)
         return mine
 
     def add_input(self, tensor: Tensor) -> Tensor:

@@ -57,6 +57,12 @@ def deciders(func: Any, args: Any, kwargs: Any) -> list[Tensor] | None:
 
 
 @cache
+def may_decide(func: Any) -> bool:
+    """True for operators of which values can decide what they give."""
+    return func in INDEXED or func is aten.masked_select.default or _is_decided(func)
+
+
+@cache
 def _is_decided(func: Any) -> bool:
     return not _DECIDED.isdisjoint(func.tags) or func._schema.name in _CHOOSE_ALL
 

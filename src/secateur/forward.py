@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -21,12 +21,14 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
 
     `nn.TransformerEncoder`'s fused eval path is one opaque operator; its plain path says the same in ATen.
     """
-    states = [_State(module) for module in model.modules()]
+    modules = list(model.modules())
+    states = [_State(module) for module in modules]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.train(is_training)
+    if any(module.training != is_training for module in modules):
+        model.train(is_training)
     try:
-        with torch.no_grad(), one_attention(), traceable_experts(model), _plain_rnn(model):
+        with torch.no_grad(), one_attention(), traceable_experts(modules), _plain_rnn(modules):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -50,9 +52,9 @@ class _State:
             held.update(content) if isinstance(held, dict) else held.extend(content)
 
 
-def _plain_rnn(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def _plain_rnn(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
     """oneDNN runs a whole recurrent layer as one opaque operator; without it the layer is matrix products and gates."""
-    if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+    if any(isinstance(m, nn.RNNBase) for m in modules):
         return _without_onednn()
     return contextlib.nullcontext()
 

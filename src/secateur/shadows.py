@@ -29,6 +29,7 @@ class Shadows:
     def __init__(self, is_fake: bool) -> None:
         self.is_fake = is_fake
         self.values = Identities()
+        self._borrowed: set[int] = set()  # ids of tensors whose value is the user's own tensor
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self.values
@@ -37,8 +38,9 @@ class Shadows:
         """Give a constant or an input its value."""
         if value.is_meta or isinstance(value, Twin) or value.numel() > _LIMIT:
             return
-        with unset_fake_temporarily():
-            self.values[tensor] = value.detach().clone() if self.is_fake else value  # code may write into it
+        self.values[tensor] = value
+        if self.is_fake:
+            self._borrowed.add(id(tensor))
 
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute an operator on shadows, if all its tensors have one."""
@@ -57,9 +59,17 @@ class Shadows:
             self.values[t] = value
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        real_args, real_kwargs = (map_tensors(self.values.__getitem__, a) for a in (args, kwargs))
+        real_args, real_kwargs = map_tensors(self._own, args), map_tensors(self._own, kwargs)
         with unset_fake_temporarily():
             return func(*real_args, **real_kwargs)
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """The value of a tensor, to be read and written; what is the user's own is copied first."""
+        if id(tensor) in self._borrowed:
+            self._borrowed.remove(id(tensor))
+            self.values[tensor] = self.values[tensor].detach().clone()
+        value: Tensor = self.values[tensor]
+        return value
 
     def _knows(self, args: Iterable[Any]) -> bool:
         """True where every tensor among arguments has a value."""

@@ -106,10 +106,11 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 def run(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator on twins, or give what an equal call gave before."""
-    if torch.Tag.inplace_view in func.tags:
+    reshapes, is_settled = _nature(func)
+    if reshapes:
         return _reshape(func, args, kwargs)
     key: Any = None
-    if _is_settled(func):
+    if is_settled:
         parts = [func, torch.get_default_dtype()]
         parts += kwargs
         if _describe(args, parts) and _describe(kwargs.values(), parts):
@@ -126,9 +127,9 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @functools.cache
-def _is_settled(func: Any) -> bool:
-    """True for operators whose outputs depend on the forms of their inputs alone."""
-    return torch.Tag.nondeterministic_seeded not in func.tags
+def _nature(func: Any) -> tuple[bool, bool]:
+    """Whether an operator gives its first argument other axes, and whether forms of inputs alone decide its output."""
+    return torch.Tag.inplace_view in func.tags, torch.Tag.nondeterministic_seeded not in func.tags
 
 
 def _describe(values: Iterable[Any], parts: list[Any]) -> bool:
@@ -165,8 +166,9 @@ def _forms(func: Any, args: Any, out: Any) -> Any:
 
 def _reshape(func: Any, args: Any, kwargs: Any) -> Any:
     """An operator that gives its first argument other axes, such as `unsqueeze_`: it touches no memory."""
+    first, *others = args
     with no_dispatch():
-        out = func(*args, **kwargs)
+        out = func(first if isinstance(first, Twin) else twin(first), *others, **kwargs)
     out.form = form(out.shape, out.stride(), out.dtype, out.device)
     return out
 
@@ -175,7 +177,8 @@ def _work_out(func: Any, args: Any, kwargs: Any) -> Any:
     """What an operator makes of twins that were not seen before."""
     tensors: list[Tensor] = []
     map_tensors(tensors.append, (args, kwargs))
-    if len({t.device for t in tensors}) == 1 and "device" not in kwargs and all(isinstance(t, Twin) for t in tensors):
+    are_plain = all(t.layout is torch.strided and not t.is_meta for t in tensors)
+    if len({t.device for t in tensors}) == 1 and "device" not in kwargs and are_plain:
         known = _BY_FORMULA.get(func)
         if known is not None and (out := known(*args)) is not None:
             return out
@@ -186,27 +189,28 @@ def _work_out(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _convolution(*args: Any) -> Twin | None:
     """Plain layouts in, plain layout out. Torch's fake tensors ask the kernels, which answer the same."""
-    if any(isinstance(a, Twin) and not a.is_contiguous() for a in args):
+    if any(isinstance(a, Tensor) and not a.is_contiguous() for a in args):
         return None
     return Twin.of(plain_form(_on_meta(_CONVOLUTION, args, {}).shape, args[0].dtype, args[0].device))
 
 
-def _batch_norm(x: Twin, *args: Any) -> tuple[Twin, ...] | None:
+def _batch_norm(x: Tensor, *args: Any) -> tuple[Twin, ...] | None:
     """In eval mode the output is like the input, and nothing is saved. Widths are checked before the dispatch."""
-    if args[4] is not False or any(isinstance(a, Twin) and a.dtype != x.dtype for a in args):
+    if args[4] is not False or any(isinstance(a, Tensor) and a.dtype != x.dtype for a in args):
         return None
     nothing = plain_form((0,), x.dtype, x.device)
     if x.is_contiguous():
         return Twin.of(plain_form(x.shape, x.dtype, x.device)), Twin.of(nothing), Twin.of(nothing)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return Twin.of(x.form), Twin.of(nothing), Twin.of(nothing)
+        like = form(x.shape, x.stride(), x.dtype, x.device)
+        return Twin.of(like), Twin.of(nothing), Twin.of(nothing)
     return None
 
 
-def _layer_norm(x: Twin, shape: list[int], *args: Any) -> tuple[Twin, ...] | None:
+def _layer_norm(x: Tensor, shape: list[int], *args: Any) -> tuple[Twin, ...] | None:
     """The output is like the input, the mean and the deviation have one element where it is normalised."""
     tail = tuple(shape)
-    like = all(a.shape == tail and a.dtype == x.dtype for a in args if isinstance(a, Twin))
+    like = all(a.shape == tail and a.dtype == x.dtype for a in args if isinstance(a, Tensor))
     if not like or x.shape[x.dim() - len(tail) :] != tail or not x.is_contiguous() or x.dtype.itemsize < 4:
         return None
     saved = plain_form((*x.shape[: x.dim() - len(tail)], *(1 for _ in tail)), x.dtype, x.device)

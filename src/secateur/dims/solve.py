@@ -88,21 +88,8 @@ def _add_tensor(solution: Solution, value: Value) -> None:
 def _apply_rule(solution: Solution, op: Op) -> None:
     node = Node(solution, op)
     tensors: list[Axes] = []
-
-    def axes(value: Value, position: Position) -> Axes:
-        if value.index not in solution.dims:  # a tensor that is no parameter, buffer or attribute of a module
-            solution.dims[value.index] = tuple(node.new(n, "constant tensor") for n in value.shape)
-        seen = Axes(value, solution.dims[value.index], value.index in solution.weights, position)
-        tensors.append(seen)
-        return seen
-
-    def wrap(arg: Any, position: Position = -1) -> Any:
-        if isinstance(arg, Value):
-            return axes(arg, position)
-        return type(arg)([wrap(a) for a in arg]) if isinstance(arg, list | tuple) else arg
-
-    args = [wrap(a, i) for i, a in enumerate(op.args)]
-    kwargs = {k: wrap(a, k) for k, a in op.kwargs.items()}
+    args = [_wrap(node, tensors, a, i) for i, a in enumerate(op.args)]
+    kwargs = {k: _wrap(node, tensors, a, k) for k, a in op.kwargs.items()}
     try:
         if (rule := rule_of(op.target)) is None:
             raise UnsupportedOpError("unknown operator")
@@ -117,10 +104,23 @@ def _apply_rule(solution: Solution, op: Op) -> None:
     _follow_indices(node, tensors)
 
 
+def _wrap(node: Node, tensors: list[Axes], arg: Any, position: Position = -1) -> Any:
+    """An argument with `Axes` in place of values; they are listed in `tensors` too."""
+    if isinstance(arg, Value):
+        solution, i = node.solution, arg.index
+        dims = solution.dims.get(i)
+        if dims is None:  # a tensor that is no parameter, buffer or attribute of a module
+            dims = solution.dims[i] = tuple([node.new(n, "constant tensor") for n in arg.shape])
+        seen = Axes(arg, dims, i in solution.weights, position)
+        tensors.append(seen)
+        return seen
+    return type(arg)([_wrap(node, tensors, a) for a in arg]) if isinstance(arg, list | tuple) else arg
+
+
 def _follow_indices(node: Node, tensors: list[Axes]) -> None:
     """Index tensors stay what they are through views; where their numbers are used otherwise, their dim is fixed."""
     indexes = node.solution.indexes
-    for t in tensors:
+    for t in tensors if indexes else ():
         dim = indexes.get(t.value.index)
         if dim is None or t.value.index in node.taken:
             continue
