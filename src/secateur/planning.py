@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.allocate import Allocation, AllocationMethod, Budget, Space, Uniform, allocate, make_method, topology
+from secateur.allocate import (
+    Allocation,
+    AllocationMethod,
+    Budget,
+    ErrorCurve,
+    Space,
+    Uniform,
+    allocate,
+    make_method,
+    topology,
+)
 from secateur.criteria import (
     L2,
     LABELLED,
@@ -73,6 +83,7 @@ def plan(
     *,
     data: Iterable[Any] | None = None,
     loss: Loss = cross_entropy,
+    curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
     """Choose what to keep of `model` under `budget`. Nothing is changed.
 
@@ -84,6 +95,8 @@ def plan(
         data: for criteria that measure on data: batches of (x, y) or dicts with "labels"; x alone where no gradients of
             the loss are needed.
         loss: of (model output, labels); only for criteria that need such gradients.
+        curves: by group, error curves in place of the criterion's scores, such as `Sensitivity.curves` gives them. They
+            must be on one scale with the scores of any group that is left out.
     Returns:
         The plan: kept indices, new shapes, numbers to change, costs, and what was left alone with its reason.
     Raises:
@@ -106,14 +119,10 @@ def plan(
     graph = trace(model, inputs)
     repairer = repair(model, inputs, graph)
     chosen, ignored = _choose_groups(graph, config.ignore)
-    generator = torch.Generator().manual_seed(config.seed)
-    measured: dict[str, Any] = {}
-    if needs := needs_of(criterion):
-        if data is None:
-            what = "labelled data. Pass data=batches of (x, y)" if needs & LABELLED else "data. Pass data=batches of x"
-            raise ConfigError(f"Criterion '{criterion.name}' needs {what}.")
-        measured = measure(model, chosen, needs, data, loss=loss, generator=generator)
-    scores = score_groups(chosen, criterion, Context.of(model, generator=generator, **measured))
+    known = dict(curves or {})
+    scores: dict[str, Tensor | ErrorCurve] = {g.name: known[g.name] for g in chosen if g.name in known}
+    if rest := [g for g in chosen if g.name not in known]:
+        scores |= _score(model, rest, criterion, data, loss, config.seed)
     allocation = allocate(scores, _space(graph, chosen), budget, method)
     while repairer.reject({name: len(keep) for name, keep in allocation.keep.items()}):
         chosen, ignored = _choose_groups(graph, config.ignore)
@@ -126,6 +135,20 @@ def plan(
         "seed": config.seed,
     }
     return make_plan(graph, repairer.bindings, allocation, inputs, skipped=ignored, made_with=made_with)
+
+
+def _score(
+    model: nn.Module, groups: list[Group], criterion: Criterion, data: Iterable[Any] | None, loss: Loss, seed: int
+) -> dict[str, Tensor]:
+    """Measure what the criterion needs, and score."""
+    generator = torch.Generator().manual_seed(seed)
+    measured: dict[str, Any] = {}
+    if needs := needs_of(criterion):
+        if data is None:
+            what = "labelled data. Pass data=batches of (x, y)" if needs & LABELLED else "data. Pass data=batches of x"
+            raise ConfigError(f"Criterion '{criterion.name}' needs {what}.")
+        measured = measure(model, groups, needs, data, loss=loss, generator=generator)
+    return score_groups(groups, criterion, Context.of(model, generator=generator, **measured))
 
 
 def make_plan(

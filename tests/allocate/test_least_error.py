@@ -155,6 +155,27 @@ def test_solvers_come_close_to_the_best_choice_where_costs_are_products():
     assert saved[DynamicProgram] >= 0.9 * saved["best"]
 
 
+@SETTINGS
+@given(st.integers(0, 999), st.floats(0.3, 1))
+def test_a_latency_table_with_stairs_is_a_knapsack(seed, latency):
+    """Time falls only where a count crosses a multiple of 4, as on hardware; the widest choice of a stair is free."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {f"g{i}": 9 for i in range(3)}
+    table = {n: torch.randint(1, 9, (4,), generator=generator).cumsum(0).tolist() for n in sizes}
+
+    def cost(counts):
+        return Cost(1, 1, latency_ms=sum(table[n][math.ceil(counts.get(n, s) / 4)] for n, s in sizes.items()))
+
+    curves = {name: curve(size, generator, True) for name, size in sizes.items()}
+    found = allocate(curves, Space(sizes, cost), Budget(latency=latency), DynamicProgram(floor=0.0))
+    choices = [dict(zip(sizes, c, strict=True)) for c in itertools.product(range(1, 10), repeat=3)]
+    limit = latency * cost({}).latency_ms + 1e-9
+    fitting = [c for c in choices if cost(c).latency_ms <= limit]
+    if fitting:
+        best = min(sum(float(curves[n].errors[k]) for n, k in c.items()) for c in fitting)
+        assert sum(float(curves[n].errors[len(k)]) for n, k in found.keep.items()) == pytest.approx(best)
+
+
 items = st.lists(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5), min_size=1, max_size=4
 )

@@ -14,6 +14,7 @@ from secateur.allocate.blocks import Block
 from secateur.allocate.walk import Meter
 
 MAX_POINTS = 17  # levels of a block at which its cost is computed; between them it is drawn straight
+MAX_STAIRS = 129  # the same for latency, which falls in steps
 
 
 def edges(block: Block) -> Tensor:
@@ -45,17 +46,18 @@ def step_costs(blocks: Sequence[Block], meter: Meter, levels: Tensor, name: str)
     """Return what each step of each block costs while the other blocks stand at `levels`.
 
     Costs of coupled widths are products, so they depend on `levels`. They are exact for blocks with at most
-    `MAX_POINTS` levels; of wider ones that many levels are computed and the rest interpolated.
+    `MAX_POINTS` levels (of latency `MAX_STAIRS`); of wider ones that many are computed and the rest interpolated.
 
     Args:
         name: one of the things that the budget asks for.
     Returns:
         per block, (highest - lowest,) float64, in fractions of dense, never negative.
     """
+    most = MAX_STAIRS if meter.limits[name][0] == "latency" else MAX_POINTS
     found = []
     for i, block in enumerate(blocks):
         n_levels = block.highest - block.lowest + 1
-        at = torch.linspace(0, n_levels - 1, min(n_levels, MAX_POINTS), dtype=torch.float64).round().long()
+        at = torch.linspace(0, n_levels - 1, min(n_levels, most), dtype=torch.float64).round().long()
         costs = []
         for offset in at.tolist():
             moved = levels.clone()

@@ -77,8 +77,7 @@ def collect_divergences(model: nn.Module, groups: Iterable[Group], batches: Iter
             found = torch.zeros(leaf.size, dtype=torch.float64)
             for unit in range(leaf.size):
                 kept = torch.cat([torch.arange(unit), torch.arange(unit + 1, leaf.size)])
-                without = _log_probabilities(model, inputs, graph, {leaf: kept})
-                found[unit] = float((full.exp() * (full - without)).sum())
+                found[unit] = kl_divergence(full, _log_probabilities(model, inputs, graph, {leaf: kept}))
             sums[name] = sums[name] + found if name in sums else found
     if not n_samples:
         raise ConfigError("There is no batch to run the model on. Pass batches anew: a generator is read only once.")
@@ -86,9 +85,23 @@ def collect_divergences(model: nn.Module, groups: Iterable[Group], batches: Iter
 
 
 def _log_probabilities(model: nn.Module, inputs: Inputs, graph: Graph, keep: dict[Leaf, Tensor]) -> Tensor:
-    """Return log p of a batch, (samples, positions, classes) float64, by a model of which only these units are kept."""
+    """Return the predictions of a model of which only these units are kept."""
     law = Law(graph, keep, {}, Sampler())
     with plain_forward(model):
-        logits = logits_of(run_along(model, inputs, law))
+        return predictions(run_along(model, inputs, law))
+
+
+def predictions(outputs: Any) -> Tensor:
+    """Return log p of a model's outputs as (samples, positions, classes) float64.
+
+    >>> predictions(torch.zeros(2, 4)).exp().tolist()
+    [[[0.25, 0.25, 0.25, 0.25]], [[0.25, 0.25, 0.25, 0.25]]]
+    """
+    logits = logits_of(outputs)
     scores = logits.movedim(1, -1) if logits.dim() == 4 else logits
     return scores.reshape(len(scores), -1, scores.shape[-1]).double().log_softmax(-1)
+
+
+def kl_divergence(full: Tensor, other: Tensor) -> float:
+    """Return KL = sum over samples, positions and classes of p * (log p - log q), given log p and log q."""
+    return float((full.exp() * (full - other)).sum())
