@@ -12,7 +12,7 @@ from types import CodeType, FrameType, TracebackType
 import torch
 from torch import nn
 
-from secateur import shadows, twins
+from secateur import attention, shadows, twins
 from secateur.tensors import modules_of
 
 _TORCH = f"{Path(torch.__file__).parent}/"
@@ -26,7 +26,7 @@ class Places:
     def __init__(self, model: nn.Module, *own: str) -> None:
         self.names = {id(module): fqn for fqn, module in reversed(modules_of(model))}  # the first name counts
         self.start = own[0]  # the file that calls the model
-        self.own = (*own, shadows.__file__, twins.__file__, __file__)
+        self.own = (*own, attention.__file__, shadows.__file__, twins.__file__, __file__)
         self._lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
 
     def here(self) -> tuple[str, str]:
@@ -40,7 +40,7 @@ class Places:
                 fqn = self.names.get(id(frame.f_locals["self"]))
             elif name == self.start:
                 break
-            elif location is None and not name.startswith((_TORCH, "<")):
+            elif location is None and not name.startswith((_TORCH, "<")) and name not in self.own:
                 location = self._line(frame)
             elif inside is None and name.startswith(_TORCH_NN):
                 inside = self._line(frame)

@@ -37,7 +37,10 @@ def equal(a: Dim, b: Dim) -> Relation | None:
 
 
 def quotient(a: Dim, c: Dim, b: Dim) -> Relation | None:
-    """What keeps |a| = |b| // |c|, for dims with |b| = |a| * |c|: one of a and c is fixed, the other follows b."""
+    """What keeps |a| = |b| // |c|, for dims with |b| = |a| * |c|: one of a and c is fixed, the other follows b.
+
+    Where b keeps its size, so do both of them.
+    """
     a, b, c = find(a), find(b), find(c)
     if b.size != a.size * c.size or 1 in (a.size, c.size) or {*leaves(a), *leaves(c)} & {*leaves(b)}:
         return None
@@ -48,7 +51,7 @@ def quotient(a: Dim, c: Dim, b: Dim) -> Relation | None:
     if whole and part:
         first, *others = dict.fromkeys([*whole, *part])
         return Relation(_free(fixed), tuple((first, other) for other in others))
-    return Relation((*_free(a), *_free(c), *_free(b)), ()) if not part else None
+    return Relation((*_free(a), *_free(c), *_free(b)), ()) if not part or not _free(b) else None
 
 
 def impose(graph: Graph, relations: Iterable[Relation], why: str) -> Callable[[], None]:

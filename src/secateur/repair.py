@@ -146,14 +146,14 @@ class Repairer:
         return after is None or after.progress > progress
 
     def _scopes(self, failure: Failure) -> Iterator[str]:
-        """The module that failed, the one that the operator was recorded in, then the modules around them."""
-        seen: set[str] = set()
+        """The module that failed, the one that the operator was recorded in, the modules around them, then its own."""
+        scopes: list[str] = []
         for fqn in (failure.fqn, failure.op.fqn):
             parts = fqn.split(".") if fqn else []
-            for n in range(len(parts), -1, -1):
-                if (scope := ".".join(parts[:n])) not in seen:
-                    seen.add(scope)
-                    yield scope
+            scopes += [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
+        inside = [name for name, _ in self.model.get_submodule(failure.fqn).named_children()]
+        scopes += [f"{failure.fqn}.{name}" if failure.fqn else name for name in inside]
+        yield from dict.fromkeys(scopes)
 
     def _candidates(self, failure: Failure, scope: str) -> list[tuple[Binding, Slot]]:
         counts = probing_counts(self.graph)

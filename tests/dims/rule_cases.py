@@ -86,6 +86,10 @@ for groups in (1, 2, 6):
     case(c, T(2, 6, 5, 5), T(6, 12 // groups, 3, 3), None, [2, 2], [1, 1], [1, 1], True, [1, 1], groups)
     case(c, T(2, 6, 7), T(12, 6 // groups, 3), T(12), [1], [2], [2], False, [0], groups)
 case(aten.convolution.default, T(2, 4, 5, 5, 5), T(6, 4, 3, 3, 3), None, [1] * 3, [0] * 3, [1] * 3, False, [0] * 3, 1)
+_point = [1], [0], [1], False, [0], 1  # a kernel of one element leaves positions alone
+case(aten.convolution.default, T(2, 6, 7), T(12, 6, 1), T(12), *_point)
+case(aten.convolution.default, T(2, 6, 7), T(6, 12, 1), T(12), [1], [0], [1], True, [0], 1)
+case(aten.convolution.default, T(2, 6, 7, 5), T(12, 6, 1, 3), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
 case(aten.embedding.default, T(7, 6), T(2, 3, high=7))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -94,16 +95,27 @@ def convolution(
     """out[n, g o, p] = bias[g o] + sum_{i, q} x[n, g i, p + q] * weight[g o, i, q]; transposed: weight[g i, o, q]"""
     group = op.new(groups)
     op.expect(8, group)
-    convolve(op, x, weight, bias, group, transposed)
+    still = [i for i, n in enumerate(weight.shape[2:]) if n == 1 and x.shape[2 + i] == op.shape[2 + i]]
+    still = [i for i in still if stride[i % len(stride)] == 1 and padding[i % len(padding)] == 0]
+    convolve(op, x, weight, bias, group, transposed, still)
 
 
-def convolve(op: Node, x: Axes, weight: Axes, bias: Axes | None, group: Dim, transposed: bool = False) -> None:
-    """What `convolution` says, for any operator that slides a kernel."""
+def convolve(
+    op: Node,
+    x: Axes,
+    weight: Axes,
+    bias: Axes | None,
+    group: Dim,
+    transposed: bool = False,
+    still: Collection[int] = (),
+) -> None:
+    """What `convolution` says, for any operator that slides a kernel; `still` names spatial axes that it doesn't mix."""
     groups = group.size
     for dim in weight.dims[2:]:
         op.freeze(dim, "kernel")
-    for dim in x.dims[2:]:
-        op.freeze(dim, "spatial")
+    for i, dim in enumerate(x.dims[2:]):
+        if i not in still:
+            op.freeze(dim, "spatial")
     if transposed:
         op.contract(x, 1, weight, 0)
         op.equate(x[1], prod([group, op.new(x[1].size // groups)]))
@@ -117,7 +129,7 @@ def convolve(op: Node, x: Axes, weight: Axes, bias: Axes | None, group: Dim, tra
     if bias is not None:
         op.role(bias, "bias")
         op.equate(bias[0], channels)
-    spatial = [op.new(n, "spatial") for n in op.shape[2:]]
+    spatial = [x[2 + i] if i in still else op.new(n, "spatial") for i, n in enumerate(op.shape[2:])]
     if not transposed:
         op.macs(x[0], weight[0], weight[1], *spatial, *weight.dims[2:])
     op.out(x[0], channels, *spatial)
