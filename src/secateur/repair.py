@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from secateur.capture import capture
 from secateur.dims.algebra import Dim, Leaf, count, find, leaves
 from secateur.failure import Failure, Slot, blame, first_line, with_parts
 from secateur.graph import Graph
+from secateur.least import least
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at
 from secateur.record import ForwardFailed, Op, Trace
 from secateur.relations import Relation, equal, impose, quotient
@@ -30,7 +32,6 @@ from secateur.verification import compare
 
 _FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
 _MAX_TRIALS = 24
-_MAX_SINGLE = 6  # leaves that are frozen alone, to see whether one is enough
 _UNKNOWN = 99  # axes wrong where a message names none: any that does is progress
 
 
@@ -62,9 +63,10 @@ class Repairer:
                 leaf.frozen = f"an operator has no value on fewer than {least} of its {leaf.size} indices"
             self.graph.refresh()
             return True
-        failure = self.attempt(self.bindings, self.graph.leaf_counts(counts))
+        chosen = self.graph.leaf_counts(counts)
+        failure = self.attempt(self.bindings, chosen)
         if failure is not None:
-            self._freeze(failure)
+            self._freeze(failure, chosen)
         return failure is not None
 
     def _below_minimum(self, counts: Mapping[str, int]) -> dict[Leaf, int]:
@@ -255,37 +257,47 @@ class Repairer:
         """An equation may need a number bound with it before it shows progress."""
         return after.op.index <= failure.op.index and self._bind(after, beyond=failure.progress)
 
-    def _freeze(self, failure: Failure) -> None:
-        """Keep what nothing explains: the wrong axes, or what changes near them, here and in alike modules."""
+    def _freeze(self, failure: Failure, chosen: Mapping[Leaf, int] | None = None) -> None:
+        """Keep the least that makes the forward go on, of ever wider circles around what nothing explains."""
         reason = f"no number or equation explains it: {failure.text}"
-        parts = with_parts((*failure.wrong, *failure.near))
-        single = {id(s.dim): s for s in parts if isinstance(s.dim, Leaf) and s.dim.frozen is None}
-        for slot in sorted(single.values(), key=lambda s: s.dim.size)[:_MAX_SINGLE]:
-            undo = impose(self.graph, [Relation(self._free_leaves(failure, [slot]), ())], reason)
-            after = self.attempt(self.bindings)
-            if after is None or after.op.index > failure.op.index:
-                return
+
+        def goes_on(blocks: list[tuple[Leaf, ...]]) -> bool:
+            undo = impose(self.graph, [Relation(_joined(blocks), ())], reason)
+            counts = None if chosen is None else {leaf: n for leaf, n in chosen.items() if leaf.frozen is None}
+            after = self.attempt(self.bindings, counts)
             undo()
-        for slots in self._to_blame(failure):
-            if changed := self._free_leaves(failure, slots):
-                impose(self.graph, [Relation(changed, ())], reason)
+            return after is None or after.op.index > failure.op.index
+
+        for circle in self._to_blame(failure):
+            blocks = sorted(dict.fromkeys(b for b in circle if b), key=lambda b: b[0].size)
+            if blocks and goes_on(blocks):
+                impose(self.graph, [Relation(_joined(least(blocks, goes_on)), ())], reason)
                 return
 
-    def _free_leaves(self, failure: Failure, slots: list[Slot]) -> tuple[Leaf, ...]:
-        """What may shrink at these places, and at the same places in alike modules."""
-        dims = [s.dim for s in slots]
-        for twin in self._twins(failure.op.fqn):
-            dims += [d for s in slots if (d := self._at(failure.op.fqn, twin, s)) is not None]
-        return tuple(dict.fromkeys(leaf for d in dims for leaf in leaves(d) if leaf.frozen is None))
-
-    def _to_blame(self, failure: Failure) -> Iterator[list[Slot]]:
-        """Wider and wider circles around a failure; the last one is the whole network."""
+    def _to_blame(self, failure: Failure) -> Iterator[Iterable[tuple[Leaf, ...]]]:
+        """Wider and wider circles around a failure; the last one is the whole network. What is alike goes together."""
         counts = probing_counts(self.graph)
-        yield list(failure.wrong)
-        yield list(failure.near)
+        yield self._blocks(failure, [*failure.wrong, *failure.near])
         for scope in self._scopes(failure):
-            yield [s for index in self._under(scope) for s in self._slots(self.graph.trace.ops[index], counts)]
-        yield [Slot(failure.op, True, -1, -1, g.leaf) for g in self.graph.prunable]
+            slots = (s for index in self._under(scope) for s in self._slots(self.graph.trace.ops[index], counts))
+            yield self._blocks(failure, slots)
+        alike: dict[str, tuple[Leaf, ...]] = {}
+        for g in self.graph.prunable:
+            kind = re.sub(r"\d+", "", g.name)
+            alike[kind] = (*alike.get(kind, ()), g.leaf)
+        yield alike.values()
+
+    def _blocks(self, failure: Failure, slots: Iterable[Slot]) -> Iterator[tuple[Leaf, ...]]:
+        """What may shrink at each place, and at the same place in alike modules."""
+        for slot in with_parts(slots):
+            if isinstance(slot.dim, Leaf) and slot.dim.frozen is None:
+                there = [self._at(failure.op.fqn, twin, slot) for twin in self._twins(failure.op.fqn)]
+                found = [leaf for d in there if d is not None for leaf in leaves(d) if leaf.frozen is None]
+                yield tuple(dict.fromkeys([slot.dim, *found]))
+
+
+def _joined(blocks: Iterable[tuple[Leaf, ...]]) -> tuple[Leaf, ...]:
+    return tuple(dict.fromkeys(leaf for block in blocks for leaf in block))
 
 
 def repair(model: nn.Module, inputs: Inputs, graph: Graph) -> Repairer:

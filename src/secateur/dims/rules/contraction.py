@@ -109,7 +109,7 @@ def convolve(
     transposed: bool = False,
     still: Collection[int] = (),
 ) -> None:
-    """What `convolution` says, for any operator that slides a kernel; `still` names spatial axes that it doesn't mix."""
+    """What `convolution` says, for any operator that slides a kernel; `still` are spatial axes that it doesn't mix."""
     groups = group.size
     for dim in weight.dims[2:]:
         op.freeze(dim, "kernel")
