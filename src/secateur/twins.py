@@ -87,10 +87,14 @@ def twin(tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
 
 def plain_form(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Form:
     """The form of a tensor whose last axis runs fastest."""
+    return form(torch.Size(shape), _plain_strides(shape), dtype, device)
+
+
+def _plain_strides(shape: Sequence[int]) -> tuple[int, ...]:
     strides = [1] * len(shape)
     for i in range(len(shape) - 1, 0, -1):
         strides[i - 1] = strides[i] * max(shape[i], 1)
-    return form(torch.Size(shape), tuple(strides), dtype, device)
+    return tuple(strides)
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
@@ -189,7 +193,7 @@ def _work_out(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _convolution(*args: Any) -> Twin | None:
     """Plain layouts in, plain layout out. Torch's fake tensors ask the kernels, which answer the same."""
-    if any(isinstance(a, Tensor) and not a.is_contiguous() for a in args):
+    if any(isinstance(a, Tensor) and a.stride() != _plain_strides(a.shape) for a in args):
         return None
     return Twin.of(plain_form(_on_meta(_CONVOLUTION, args, {}).shape, args[0].dtype, args[0].device))
 
@@ -227,11 +231,14 @@ _BY_FORMULA: dict[Any, Callable[..., Any]] = {  # what takes fake tensors longes
 
 @functools.cache
 def _is_plain(func: Any) -> bool:
-    """True for operators whose kernel for the meta device is all that fake tensors would ask."""
+    """True for operators whose kernel for the meta device is all that fake tensors would ask.
+
+    Not so for batch norms and attention: what they save, or how they lay it out, depends on the device.
+    """
+    if func is ATTENTION or "batch_norm" in func.name():
+        return False
     has_kernel = torch._C._dispatch_has_computed_kernel_for_dispatch_key(func.name(), "Meta")
     moves = func.is_view or func in _MOVES
-    if func is ATTENTION:  # the device picks its kernel, and so its layout
-        return False
     return has_kernel and (moves or not any(check(func) for check, _ in op_implementations_checks))
 
 
