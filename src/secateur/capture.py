@@ -121,6 +121,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tensors: dict[str, Value] = {}
         self.tied: dict[str, str] = {}
         self.inputs: list[Value] = []
+        self.constants: dict[int, Tensor] = {}
         self.alive = named_tensors(model)  # ids stay unique only while their tensors live
         for key, tensor in self.alive.items():
             first = self.names.setdefault(id(tensor), key)
@@ -221,7 +222,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if value is None and type(tensor) is Twin:
             return tensor
         self.twins[tensor] = mine = self._as_twin(tensor)
-        self.values[mine] = value or self._constant(tensor)
+        self.values[mine] = known = value or self._constant(tensor)
+        if value is None and not self.is_fake:
+            self.constants[known.index] = tensor
         self.shadows.set(mine, tensor)
         return mine
 
@@ -238,7 +241,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [self.values[t] for t in tensors_in(result) if t in self.values]
         # An output may be a tensor of the model itself, which no operator touched.
         outputs += [self.tensors[self.names[id(t)]] for t in tensors_in(result) if id(t) in self.names]
-        return Trace(tuple(self.ops), tuple(self.inputs), tuple(outputs), self.tensors, self.tied, self.ended_by)
+        return Trace(
+            tuple(self.ops),
+            tuple(self.inputs),
+            tuple(outputs),
+            self.tensors,
+            self.tied,
+            self.ended_by,
+            self.constants,
+        )
 
     def explain(self, error: Exception) -> ForwardFailed:
         """Name the module and the line of the user's code where the forward failed."""

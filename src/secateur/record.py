@@ -112,6 +112,7 @@ class Trace:
 
     `ended_by` names the operator that reads a learned value for the code to go on by, where there is one: the record
     ends before it, and `outputs` are what the code may still read (see `secateur.choices`).
+    `constants` holds tensors that the forward found elsewhere, by the index of their value; real captures alone do so.
     """
 
     ops: tuple[Op, ...]
@@ -120,6 +121,7 @@ class Trace:
     tensors: dict[str, Value]
     tied: dict[str, str] = field(default_factory=dict)  # every further key of a tensor -> its first key
     ended_by: str = ""
+    constants: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def _read(self) -> set[int]:

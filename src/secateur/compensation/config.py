@@ -1,0 +1,80 @@
+"""The settings of compensation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from secateur.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """How the weights between two cuts of the network are fitted together, by gradients, to what the dense one gives.
+
+    Args:
+        epochs: passes over the calibration batches, per segment.
+        lr: the first step of Adam relative to the root mean square of a weight matrix; a tenth of it for vectors.
+        max_readers: segments with more weights than that keep their closed form.
+        seed: of the order of batches.
+    """
+
+    epochs: int = 10
+    lr: float = 0.02
+    max_readers: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.max_readers < 1 or not 0 < self.lr < 1:
+            raise ConfigError(
+                f"epochs={self.epochs} and max_readers={self.max_readers} must be at least 1, lr={self.lr} in (0, 1)."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompensateConfig:
+    """How weights are solved for after pruning.
+
+    Args:
+        max_rows: positions per layer, over all batches, that its moments are taken over.
+        reconstruct: how segments are fitted after the closed form; None leaves it at that.
+    """
+
+    max_rows: int = 1 << 16
+    reconstruct: ReconstructConfig | None = field(default_factory=ReconstructConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_rows < 1:
+            raise ConfigError(f"max_rows={self.max_rows} must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveConfig:
+    """How error curves are found.
+
+    Args:
+        distance: between the dense network's outputs and others: "kl" for logits along the last axis, "mse" otherwise.
+        step: fraction of the units left that are eliminated at once, at least one.
+        max_rows: positions per layer, over all batches, that its Gram matrix is taken over.
+        levels: fractions of a group at which its curve is measured on the network, and between which the elimination
+            interpolates; empty leaves the elimination's own errors.
+        n_probe: samples that are measured on, at least one batch.
+        seed: of the labels that are drawn from the network's own predictions.
+    """
+
+    distance: Literal["kl", "mse"] = "kl"
+    step: float = 1 / 64
+    max_rows: int = 1 << 16
+    levels: tuple[float, ...] = (0.2, 0.35, 0.5, 0.65, 0.8)
+    n_probe: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.distance not in ("kl", "mse"):
+            raise ConfigError(f"distance={self.distance!r} is neither 'kl' nor 'mse'.")
+        if not 0 < self.step < 1 or self.max_rows < 1 or self.n_probe < 1:
+            raise ConfigError(
+                f"step={self.step} must be in (0, 1), max_rows={self.max_rows} and n_probe={self.n_probe} positive."
+            )
+        if not all(0 < level < 1 for level in self.levels) or list(self.levels) != sorted(set(self.levels)):
+            raise ConfigError(f"levels={self.levels} must rise strictly within (0, 1).")

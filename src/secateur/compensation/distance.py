@@ -1,0 +1,43 @@
+"""How far outputs are from those of the dense network, without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance between outputs, its mean over the rows of the last axis.
+
+    "kl": KL(softmax(dense) || softmax(other)) in nats, for logits. "mse": squared difference over the dense variance.
+
+    >>> kl = Distance("kl", torch.Generator())
+    >>> kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
+    0.0
+    """
+
+    kind: Literal["kl", "mse"]
+    generator: torch.Generator
+
+    def __call__(self, dense: Tensor, other: Tensor) -> float:
+        dense, other = dense.double(), other.double()
+        if self.kind == "mse":
+            return float((dense - other).square().mean() / dense.var().clamp(min=torch.finfo(dense.dtype).tiny))
+        log_p, log_q = dense.log_softmax(-1), other.log_softmax(-1)
+        return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+
+    def cotangent(self, out: Tensor) -> Tensor:
+        """A random vector v of the shape of `out` with E[v v^T] the distance's second derivative, up to its scale.
+
+        For "kl" the gradient of -log p(label), the label drawn from the model's own prediction: the Fisher matrix.
+        """
+        out = out.detach()
+        if self.kind == "mse":
+            return torch.randn(out.shape, generator=self.generator).to(out)
+        p = out.double().softmax(-1).cpu()
+        label = torch.multinomial(p.flatten(0, -2), 1, generator=self.generator).view(*p.shape[:-1], 1)
+        return (p - torch.zeros_like(p).scatter_(-1, label, 1.0)).to(out)

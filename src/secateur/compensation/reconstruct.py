@@ -1,0 +1,94 @@
+"""Reconstruction: the weights of a segment are fitted together, by gradients, to what the dense network gives there.
+
+The closed form is exact for one layer and knows nothing of the nonlinearity behind it. A segment (a residual block)
+has its error at its end, and few weights; a handful of passes over the calibration batches finds better ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
+
+from secateur.compensation.config import ReconstructConfig
+from secateur.compensation.segments import Segment
+from secateur.program import Run
+
+_WARM_UP = 0.1  # of all steps
+_HELD_OUT = 8  # one batch of so many decides whether the fit is kept
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """A segment's squared error over the variance of its target, on batches that the fit did not see.
+
+    `weights` are the readers' keys. Where the fit did not help, the closed form stays, and `after` equals `before`.
+    """
+
+    weights: tuple[str, ...]
+    before: float
+    after: float
+
+
+def reconstruct_(
+    segment: Segment, runs: Sequence[Run], targets: Sequence[Tensor], config: ReconstructConfig
+) -> Reconstructed:
+    """Fit the parameters of a segment in place: min sum over batches |out - target|^2.
+
+    Args:
+        runs: the pruned network's, each before the segment's first operator; they are left there.
+        targets: what the segment should give, batch by batch.
+    """
+    fixed = runs[0].program.fixed
+    start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
+    fitted = {i: t.clone().requires_grad_() for i, t in start.items()}
+    held_out = max(1, len(runs) // _HELD_OUT) if len(runs) > 1 else 0
+    seen, unseen = range(len(runs) - held_out), range(len(runs) - held_out, len(runs))
+    energy = max(float(sum(t.double().var() for t in targets)) / len(targets), 1e-30)
+
+    def loss(i: int, instead: dict[int, Tensor]) -> Tensor:
+        run = runs[i].fork(instead)
+        run.advance(segment.stop)
+        return (run[segment.out] - targets[i]).square().mean() / energy
+
+    def unseen_loss(instead: dict[int, Tensor]) -> float:
+        return float(sum(loss(i, instead) for i in unseen or seen)) / len(unseen or seen)
+
+    before = unseen_loss(start)
+    optimizer = Adam(
+        [{"params": [t], "lr": config.lr * _rms(t) * (1 if t.dim() > 1 else 0.1)} for t in fitted.values()],
+        betas=(0.9, 0.99),
+    )
+    total = config.epochs * len(seen)
+    schedule = LambdaLR(optimizer, lambda step: _rate(step / total))
+    generator = torch.Generator().manual_seed(config.seed)
+    for _ in range(config.epochs):
+        for i in torch.randperm(len(seen), generator=generator).tolist():
+            with torch.enable_grad():
+                value = loss(i, fitted)
+            optimizer.zero_grad()
+            torch.autograd.backward(value)
+            optimizer.step()
+            schedule.step()
+    after = unseen_loss(fitted)
+    weights = tuple(r.weight for r in segment.readers)
+    if not after < before:
+        return Reconstructed(weights, before, before)
+    for i, t in fitted.items():
+        fixed[i].copy_(t.detach())
+    return Reconstructed(weights, before, after)
+
+
+def _rate(done: float) -> float:
+    """Of the first learning rate: up in a line, down in a cosine."""
+    return min(1.0, (done + 1e-3) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _rms(t: Tensor) -> float:
+    """Root mean square; of a vector of zeros, a small step's worth."""
+    return max(float(t.detach().double().square().mean().sqrt()), 1e-3)
