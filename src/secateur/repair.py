@@ -24,13 +24,13 @@ from secateur.failure import Failure, Slot, blame, first_line, with_parts
 from secateur.graph import Graph
 from secateur.least import least
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at
+from secateur.probing import probing_counts, telling_counts
 from secateur.record import ForwardFailed, Op, Trace
 from secateur.relations import Relation, equal, impose, quotient
 from secateur.skeleton import Skeleton
 from secateur.tensors import Inputs
 from secateur.verification import compare
 
-_FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
 _MAX_TRIALS = 24
 _UNKNOWN = 99  # axes wrong where a message names none: any that does is progress
 
@@ -138,10 +138,31 @@ class Repairer:
                 if tried > _MAX_TRIALS:
                     return False
                 if self._improves(beyond or failure.progress, [b for b, _ in option]):
-                    for binding, slot in option:
+                    for binding, slot in self._told_apart(option, candidates):
                         self.bindings += [binding, *self._alike(binding, slot)]
                     return True
         return False
+
+    def _told_apart(
+        self, option: list[tuple[Binding, Slot]], candidates: list[tuple[Binding, Slot]]
+    ) -> list[tuple[Binding, Slot]]:
+        """Of dims of one size that are also probed with one, those that the numbers count under other widths too."""
+        first, second = probing_counts(self.graph), telling_counts(self.graph)
+
+        def widths(binding: Binding) -> tuple[str, int, int]:
+            return binding.path, count(binding.dim, first), count(binding.dim, second)
+
+        told = list(option)
+        for i, (binding, _) in enumerate(option):
+            path, probed, other = widths(binding)
+            rivals = [c for c in candidates if widths(c[0])[:2] == (path, probed) and widths(c[0])[2] != other]
+            tried: dict[int, tuple[float, int]] = {}
+            for rival in (told[i], *rivals) if rivals else ():
+                rest = [b for k, (b, _) in enumerate(told) if k != i]
+                after = self.attempt([*self.bindings, *rest, rival[0]], second)
+                tried[id(rival)] = (math.inf, 0) if after is None else after.progress
+            told[i] = max((told[i], *rivals), key=lambda c: tried.get(id(c), (0.0, 0)))
+        return told
 
     def _improves(self, progress: tuple[int, int], extra: list[Binding]) -> bool:
         after = self.attempt([*self.bindings, *extra])
@@ -308,18 +329,3 @@ def repair(model: nn.Module, inputs: Inputs, graph: Graph) -> Repairer:
     repairer = Repairer(model, inputs, graph, known_bindings(model, graph))
     repairer.run()
     return repairer
-
-
-def probing_counts(graph: Graph) -> dict[Leaf, int]:
-    """Widths to probe with: different fractions, so that no two dims are confused; tied dims keep the same one."""
-    fractions = itertools.cycle(_FRACTIONS)
-    counts: dict[Leaf, int] = {}
-    leaf_of = {g.name: g.leaf for g in graph.prunable}
-    for g in graph.prunable:
-        if g.leaf in counts:
-            continue
-        tied = [g.leaf, *(leaf_of[name] for name in g.tied_to)]
-        step = math.gcd(*(leaf.size for leaf in tied))
-        n = max(1, int(step * next(fractions)))
-        counts.update({leaf: leaf.size // step * n for leaf in tied})
-    return counts

@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 import secateur
 from secateur import Budget, PruneConfig
+from secateur.dims.algebra import count
+from secateur.probing import probing_counts
+from secateur.repair import repair
 
 
 class LowFormerAttention(nn.Module):
@@ -139,3 +142,26 @@ def test_what_an_assertion_without_a_number_guards_is_found() -> None:
     assert fractions == {
         "stem embed": 0.5, "attention.0.qkv heads": 0.5, "attention.1.qkv heads": 0.5, "mlp.0 features": 0.5,
     }  # fmt: skip
+
+
+class DeepseekHeads(nn.Module):
+    """Heads and rotary dims of one size, which the first probing widths make equal again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rope, self.parts, self.heads = 4, 5, 4
+        self.up, self.scale, self.down = nn.Linear(6, 80), nn.Parameter(torch.randn(4, 5, 4)), nn.Linear(80, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x).view(len(x), self.heads, self.parts, self.rope)
+        return self.down(torch.relu(x * self.scale).flatten(1))
+
+
+def test_dims_that_are_probed_alike_are_told_apart() -> None:
+    model, x = DeepseekHeads(), torch.randn(2, 6)
+    graph = secateur.trace(model, x)
+    inner = {b.path: b.dim for b in repair(model, x, graph).bindings}
+    heads, parts, rope = graph.solution.axes(graph.trace.tensors["scale"])
+    assert (inner["heads"], inner["parts"], inner["rope"]) == (heads, parts, rope)
+    counts = probing_counts(graph)
+    assert count(heads, counts) == count(rope, counts)
