@@ -5,7 +5,8 @@ Later steps read it; the repair loop alone freezes and ties in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 from torch import nn
@@ -34,6 +35,7 @@ class Graph:
         self.trace = trace
         self.solution = solution
         self.notes = notes
+        self.latency: Callable[[Mapping[Leaf, int]], float] | None = None  # ms at any counts, where it was measured
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -61,8 +63,10 @@ class Graph:
         return CostModel(self.solution)
 
     def cost(self, counts: Mapping[str, int] | None = None) -> Cost:
-        """Parameters and MACs when group g keeps counts[g] units; a group that is not mentioned keeps all."""
-        return self._cost_model(self.leaf_counts(counts or {}))
+        """What the model takes when group g keeps counts[g] units; a group that is not mentioned keeps all."""
+        by_leaf = self.leaf_counts(counts or {})
+        cost = self._cost_model(by_leaf)
+        return cost if self.latency is None else replace(cost, latency_ms=self.latency(by_leaf))
 
     def leaf_counts(self, counts: Mapping[str, int]) -> dict[Leaf, int]:
         """The same counts by leaf. Raises PlanError for a group that does not exist."""

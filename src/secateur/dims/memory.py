@@ -66,10 +66,23 @@ def _reads(op: Op) -> Iterator[Value]:
     return (v for v in pytree.tree_leaves((op.args, op.kwargs)) if isinstance(v, Value))
 
 
+def is_view(op: Op) -> bool:
+    """True for an operator that computes nothing: its output shows its input's memory and is not written to.
+
+    >>> from secateur.capture import capture
+    >>> [is_view(op) for op in capture(torch.nn.Linear(3, 8), torch.zeros(1, 3)).ops]  # t, addmm
+    [True, False]
+    """
+    if op.target in _UNMARKED_VIEWS:
+        return True
+    marks = [r.alias_info for r in op.target._schema.returns if r.alias_info is not None]
+    return bool(marks) and not any(mark.is_write for mark in marks)
+
+
 def _viewed(op: Op) -> Value | None:
     """The argument that all outputs show parts of; None for an operator that makes something new."""
     schema = op.target._schema
-    if op.target not in _UNMARKED_VIEWS and not any(r.alias_info for r in schema.returns):
+    if not is_view(op) and not any(r.alias_info for r in schema.returns):
         return None
     marked = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None] or [0]
     return next((op.args[i] for i in marked if i < len(op.args) and isinstance(op.args[i], Value)), None)

@@ -13,7 +13,7 @@ import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -175,21 +175,28 @@ def paired_latency(
     )
 
 
-def time_in_turn(calls: Sequence[Call], *, repeats: int, warmup: int, device: torch.device) -> list[tuple[float, ...]]:
+def time_in_turn(
+    calls: Sequence[Call],
+    *,
+    repeats: int,
+    warmup: int,
+    device: torch.device,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> list[tuple[float, ...]]:
     """Time calls one after another, `repeats` times after `warmup` turns that are not counted; ms by turn and call."""
     for _ in range(warmup):
         for call in calls:
             call()
-    return [tuple(time_ms(call, device) for call in calls) for _ in range(repeats)]
+    return [tuple(time_ms(call, device, clock) for call in calls) for _ in range(repeats)]
 
 
-def time_ms(call: Call, device: torch.device) -> float:
-    """Wall-clock milliseconds of one call."""
+def time_ms(call: Call, device: torch.device, clock: Callable[[], int] = time.perf_counter_ns) -> float:
+    """Milliseconds of one call on a clock that counts nanoseconds."""
     _synchronise(device)
-    start = time.perf_counter_ns()
+    start = clock()
     call()
     _synchronise(device)
-    return (time.perf_counter_ns() - start) / 1e6
+    return (clock() - start) / 1e6
 
 
 @contextmanager
