@@ -47,7 +47,7 @@ def run(name: str, batch: int, round_to: int, n_trials: int, turns: int) -> list
     dense.eval()
     x = torch.randn(batch, 3, *((32, 32) if is_builtin else (224, 224)))
     graph = secateur.trace(dense, x)
-    bindings = list(repair(dense, x, graph))
+    bindings = repair(dense, x, graph).bindings
     start = time.perf_counter()
     predicted = predict_latency(dense, x, graph, round_to=round_to)
     table_s = time.perf_counter() - start

@@ -104,6 +104,7 @@ def plan(
         PlanError: nothing can be pruned; the reasons are listed.
         ConfigError: the criterion needs data, or labels, and none were given.
         GroupError: weights hold NaN or Inf.
+    A budget on latency takes times on this machine, once: see `secateur.measure.prediction`.
 
     >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> print(plan(net, torch.zeros(1, 3), Budget(width=0.5)))
@@ -123,6 +124,8 @@ def plan(
     scores: dict[str, Tensor | ErrorCurve] = {g.name: known[g.name] for g in chosen if g.name in known}
     if rest := [g for g in chosen if g.name not in known]:
         scores |= _score(model, rest, criterion, data, loss, config.seed)
+    if budget is not None and budget.is_timed:
+        graph.latency = _clock(model, inputs, graph, method)
     allocation = allocate(scores, _space(graph, chosen), budget, method)
     while repairer.reject({name: len(keep) for name, keep in allocation.keep.items()}):
         chosen, ignored = _choose_groups(graph, config.ignore)
@@ -149,6 +152,14 @@ def _score(
             raise ConfigError(f"Criterion '{criterion.name}' needs {what}.")
         measured = measure(model, groups, needs, data, loss=loss, generator=generator)
     return score_groups(groups, criterion, Context.of(model, generator=generator, **measured))
+
+
+def _clock(
+    model: nn.Module, inputs: Inputs, graph: Graph, method: AllocationMethod
+) -> Callable[[Mapping[Leaf, int]], float]:
+    from secateur.measure.prediction import predict_latency  # timing needs what planning else does without
+
+    return predict_latency(model, inputs, graph, round_to=method.round_to)
 
 
 def make_plan(
@@ -186,7 +197,7 @@ def make_plan(
         cost_before=graph.cost(),
         cost_after=graph.cost(counts),
         skipped=(*skipped, *((g.name, g.frozen_reason) for g in graph.groups if g.frozen_reason is not None)),
-        notes=(*graph.notes, *allocation.notes),
+        notes=(*graph.notes, *allocation.notes, *([] if graph.latency is None else [str(graph.latency)])),
         config=dict(made_with or {}),
     )
 

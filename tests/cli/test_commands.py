@@ -60,13 +60,22 @@ def test_prune_then_prune_again_then_evaluate_and_measure(run, tmp_path):
     found = json.loads(run("evaluate", a, "--data", "digits", "--split", "val", "--json").out)
     assert found["n_samples"] == 270
     assert 0 <= found["accuracy"] <= 1
-    measured = json.loads(run("measure", CNN, "--versus", b, "--repeats", "5", "--batch-size", "4", "--json").out)
-    big, small = measured["models"]
-    assert big["macs"] == first["macs"]["before"]
+    quick = ("--repeats", "3", "--runtime", "eager", "--runtime", "onnx")
+    measured = json.loads(run("measure", CNN, "--versus", b, *quick, "--batch-size", "4", "--json").out)
+    big, small = measured["sizes"]
+    assert big["macs"] == 4 * first["macs"]["before"]
     assert small["params"] == sum(p.numel() for p in secateur.load(b).parameters())
-    assert small["latency"]["batch_size"] == 4
-    assert measured["speedup"]["p25"] <= measured["speedup"]["median"]
-    assert "latency ms" in run("measure", b, "--repeats", "3").out
+    assert measured["mac_ratios"][1] == big["macs"] / small["macs"]
+    for runtime in ("eager", "onnx"):
+        assert measured["latencies"][runtime][1]["batch_size"] == 4
+        speedup = measured["speedups"][runtime][1]
+        assert (
+            speedup["p25"]
+            <= speedup["median"]
+            == pytest.approx(measured["realised"][runtime][1] * measured["mac_ratios"][1])
+        )
+    shown = run("measure", b, "--repeats", "3", "--runtime", "eager").out
+    assert "per batch of 1 (inputs 1×1×8×8) in eager" in shown
 
 
 def test_ignored_modules_stay_whole(run, tmp_path):

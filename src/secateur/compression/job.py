@@ -16,10 +16,11 @@ from secateur.allocate import Budget
 from secateur.compression.config import CompressConfig
 from secateur.compression.material import Material, check_weights, read_material
 from secateur.compression.report import CompressReport, Measured, versions
+from secateur.compression.search import Found, search_budget
 from secateur.criteria import cross_entropy
 from secateur.data.batches import calibration_batches, labels_of
 from secateur.dims.cost import Cost
-from secateur.errors import VerifyError
+from secateur.errors import ConfigError, VerifyError
 from secateur.measure import (
     Latency,
     Metrics,
@@ -30,7 +31,7 @@ from secateur.measure import (
     paired_latency,
     size_bytes,
 )
-from secateur.measure.modes import device_of
+from secateur.measure.modes import device_of, eval_mode
 from secateur.planning import Loss, plan
 from secateur.plans import Plan
 from secateur.surgery import apply
@@ -58,6 +59,7 @@ def compress(
     config: CompressConfig | None = None,
     labels: Tensor | None = None,
     loss: Loss | None = None,
+    metric: Callable[[nn.Module], float] | None = None,
     progress: bool = True,
 ) -> Compressed:
     """Prune a trained model, prove the result, fine-tune it where there are labels, and measure before and after.
@@ -72,6 +74,8 @@ def compress(
         config: the steps' settings.
         labels: (N,), for a tensor of inputs.
         loss: of (outputs, labels), for gradients and fine-tuning; by default cross-entropy, or the model's own.
+        metric: of a model in eval mode, larger = better, 0.01 is a point; for `Budget(drop_points=)`. By default the
+            accuracy on the validation part. Never measure it on the data that you report on.
         progress: draw a bar on stderr while fine-tuning, if that is a terminal.
     Returns:
         The model in eval mode, on the device of the dense one; its plan; the report.
@@ -92,6 +96,20 @@ def compress(
         material = read_material(data, labels, config.split)
         check_weights(model)
     example = _placed(material.inputs(1), model)
+    tune = _tuner(config, material, loss)
+
+    def shrink(tried: Budget) -> tuple[nn.Module, Plan]:
+        made = _plan(model, example, tried, config, material, loss)
+        small = apply(model, made).eval()
+        if tune is not None:
+            tune(small, False)
+        return small, made
+
+    asked, searched = budget, None
+    if budget.drop_points is not None:
+        with clock.phase("search"):
+            searched = _search(model, budget, metric or _validation_accuracy(material), shrink)
+        budget = searched.budget
     with clock.phase("plan"):
         made = _plan(model, example, budget, config, material, loss)
     with clock.phase("apply and verify"):
@@ -102,11 +120,9 @@ def compress(
     meter = _Meter(model, material, config, made)
     with clock.phase("evaluate dense and pruned"):
         quality = {"dense": meter.quality(model), "pruned": meter.quality(small)}
-    if config.finetune is not None and material.train is not None:
+    if tune is not None:
         with clock.phase("fine-tune"):
-            fit_loss = None if loss is None else _on_batches(loss)
-            fit_(small, material.train, material.val, config.finetune, loss=fit_loss, progress=progress)
-            small.to(device_of(model))
+            tune(small, progress)
         with clock.phase("evaluate fine-tuned"):
             quality["finetuned"] = meter.quality(small)
     with clock.phase("time"):
@@ -116,8 +132,46 @@ def compress(
         is_dense = name == "dense"
         cost, timed = (made.cost_before, pair.dense) if is_dense else (made.cost_after, pair.small)
         stages[name] = _measured(model if is_dense else small, cost, found, timed)
-    report = _report(stages, made, proof, pair, _facts(config, material, budget, clock))
+    report = _report(stages, made, proof, pair, _facts(config, material, asked, clock), searched)
     return Compressed(small, made, report)
+
+
+def _search(
+    model: nn.Module,
+    budget: Budget,
+    metric: Callable[[nn.Module], float],
+    shrink: Callable[[Budget], tuple[nn.Module, Plan]],
+) -> Found:
+    def attempt(tried: Budget) -> tuple[float, float]:
+        small, made = shrink(tried)
+        return metric(small), made.cost_after.macs / made.cost_before.macs
+
+    with eval_mode(model):
+        return search_budget(budget, metric(model), attempt)
+
+
+def _validation_accuracy(material: Material) -> Callable[[nn.Module], float]:
+    val = material.val
+    if val is None or not material.has_classes:
+        raise ConfigError(
+            "drop_points needs data with class labels to validate on, or a function: compress(…, metric=)."
+        )
+    return lambda model: evaluate(model, val).accuracy
+
+
+def _tuner(config: CompressConfig, material: Material, loss: Loss | None) -> Callable[[nn.Module, bool], None] | None:
+    """What fine-tunes a model in place, given whether to draw a bar; None where nothing is to be trained."""
+    settings, train = config.finetune, material.train
+    if settings is None or train is None:
+        return None
+    fit_loss = None if loss is None else _on_batches(loss)
+
+    def tune(model: nn.Module, progress: bool) -> None:
+        device = device_of(model)
+        fit_(model, train, material.val, settings, loss=fit_loss, progress=progress)
+        model.to(device).eval()
+
+    return tune
 
 
 class _Clock:
@@ -203,7 +257,12 @@ def _facts(config: CompressConfig, material: Material, budget: Budget, clock: _C
 
 
 def _report(
-    stages: dict[str, Any], made: Plan, proof: VerifyReport, pair: PairedLatency, facts: dict[str, Any]
+    stages: dict[str, Any],
+    made: Plan,
+    proof: VerifyReport,
+    pair: PairedLatency,
+    facts: dict[str, Any],
+    searched: Found | None,
 ) -> CompressReport:
     timed = pair.small
     how = {name: getattr(timed, name) for name in ("batch_size", "device", "dtype", "n_threads", "repeats")}
@@ -216,6 +275,7 @@ def _report(
         speedup_p75=pair.speedup_p75,
         latency=how,
         skipped=made.skipped,
-        notes=made.notes,
+        notes=(*made.notes, *([searched.note] if searched is not None and searched.note else [])),
+        tries=() if searched is None else searched.tries,
         **facts,
     )

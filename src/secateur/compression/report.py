@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from secateur._version import __version__
+from secateur.compression.search import Try
 from secateur.tables import text_table
 
 
@@ -45,6 +46,7 @@ class CompressReport:
     speedup_p75: float
     latency: dict[str, Any]  # batch_size, device, dtype, n_threads, repeats
     budget: dict[str, float]
+    tries: tuple[Try, ...]  # of a budget on a metric, in order
     skipped: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     n_samples: dict[str, int]

@@ -12,6 +12,7 @@ from secateur.measure.latency import (
     paired_latency,
 )
 from secateur.measure.metrics import Metrics, agreement, evaluate, predict, score_logits
+from secateur.measure.realised import Measurement, measure_models
 from secateur.measure.runtimes import RUNTIMES
 from secateur.measure.size import count_parameters, size_bytes, unique_state
 
@@ -19,6 +20,7 @@ __all__ = [
     "RUNTIMES",
     "Comparison",
     "Latency",
+    "Measurement",
     "Metrics",
     "PairedLatency",
     "Speedup",
@@ -27,6 +29,7 @@ __all__ = [
     "count_parameters",
     "evaluate",
     "latency",
+    "measure_models",
     "paired_latency",
     "predict",
     "score_logits",

@@ -39,7 +39,7 @@ from secateur.tensors import Inputs
 
 log = logging.getLogger("secateur")
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)
-"""Of each width: where operators are timed, besides the full width. At 1.0 the widest count that is not the full one."""
+"""Of each width: where operators are timed, besides the full width. 1.0 is the widest count below the full one."""
 N_SWEEPS = 2  # through all points, so that a busy minute of the machine hits none of them twice
 MIN_RUNS, MAX_RUNS, PASS_MS = 4, 20, 100.0  # of all operators at one point: more where that takes little time
 MAX_BYTES = 1 << 29  # of tensors of operators that are run one after another
@@ -117,7 +117,13 @@ class LatencyModel:
 
 
 def predict_latency(
-    model: nn.Module, inputs: Inputs, graph: Graph, *, round_to: int = 1, repeats: int = 20, n_threads: int | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    graph: Graph,
+    *,
+    round_to: int = 1,
+    repeats: int = 20,
+    n_threads: int | None = None,
 ) -> LatencyModel:
     """Time the operators of a graph, or read their times from the file of this machine, and the dense model once.
 
@@ -202,7 +208,9 @@ def _points(op: SyntheticOp, round_to: int) -> _Points:
     """The grid: what each knob's axis keeps, in ascending order, with the counts of all leaves that make it so."""
     along: list[dict[int, dict[Leaf, int]]] = []
     for knob in op.knobs:
-        settings = [{leaf: _odd_multiple(leaf.size * f, leaf.size, round_to) for leaf in knob.leaves} for f in FRACTIONS]
+        settings = [
+            {leaf: _odd_multiple(leaf.size * f, leaf.size, round_to) for leaf in knob.leaves} for f in FRACTIONS
+        ]
         settings.append({leaf: leaf.size for leaf in knob.leaves})
         along.append({count(knob.axis, setting): setting for setting in settings})
     return {
