@@ -94,11 +94,12 @@ class Repairer:
             return self._judge(error.trace, error, counts)
 
     def _judge(self, after: Trace, error: ForwardFailed | None, counts: Mapping[Leaf, int]) -> Failure | None:
-        differences = [d for d in compare(self.graph, after, counts) if not d.is_scale]
-        if not differences:
+        differences = (d for d in compare(self.graph, after, counts) if not d.is_scale)
+        first = next(differences, None)
+        if first is None:
             return None
-        op = self.graph.trace.ops[differences[0].op]
-        here = [d for d in differences if d.op == op.index]
+        op = self.graph.trace.ops[first.op]
+        here = [first, *itertools.takewhile(lambda d: d.op == op.index, differences)]
         slots = list(self._slots(op, counts))
         near = tuple(s for s in slots if not s.is_output)
         if error is not None and here[0].is_end:

@@ -126,7 +126,7 @@ class _Proof:
         except (PlanError, CaptureError) as error:
             return VerifyReport(problems=(str(error),))
         counts = {leaf: len(index) for leaf, index in keep.items()}
-        differences = compare(graph, self.after, counts)
+        differences = list(compare(graph, self.after, counts))
         scales = {d.op: d.scales for d in differences if d.is_scale}
         report = VerifyReport(
             problems=tuple(d.text for d in differences if not d.is_scale),
@@ -229,23 +229,21 @@ class Difference:
     scales: Mapping[Position, Any] = field(default_factory=dict)
 
 
-def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> list[Difference]:
+def compare(graph: Graph, after: Trace, counts: Mapping[Leaf, int]) -> Iterator[Difference]:
     """Every difference between the prediction and a record, in order; scales are differences too (see `Difference`).
 
     Torch decides by size and layout whether a reshape copies, so copies take no part and all views count alike.
     """
-    found: list[Difference] = []
     befores, nows = graph.trace.essential, after.essential
     for before, now in zip(befores, nows, strict=False):
         if not is_same(before.target, now.target):
-            found.append(Difference(before.index, f"{before.where} became {now.where}"))
-            return found
-        found += _compare_shapes(graph, before, now, counts)
-        found += _compare_numbers_of(graph, before, now, counts)
+            yield Difference(before.index, f"{before.where} became {now.where}")
+            return
+        yield from _compare_shapes(graph, before, now, counts)
+        yield from _compare_numbers_of(graph, before, now, counts)
     if len(befores) != len(nows):
         n = min(len(befores), len(nows), len(befores) - 1)
-        found.append(Difference(befores[n].index, f"{len(befores)} operators became {len(nows)}", is_end=True))
-    return found
+        yield Difference(befores[n].index, f"{len(befores)} operators became {len(nows)}", is_end=True)
 
 
 def _compare_shapes(graph: Graph, before: Op, now: Op, counts: Mapping[Leaf, int]) -> Iterator[Difference]:

@@ -111,7 +111,11 @@ class Solution:
 
     def axes(self, value: Value) -> tuple[Dim, ...]:
         """The solved dims of a value."""
-        return tuple(find(d) for d in self.dims[value.index])
+        dims = self.dims[value.index]
+        found = tuple([find(d) for d in dims])
+        if any(a is not b for a, b in zip(dims, found, strict=True)):
+            self.dims[value.index] = found  # the next look is short
+        return found
 
 
 class Node:
