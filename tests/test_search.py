@@ -106,8 +106,16 @@ def test_compress_searches_on_validation_data_and_reports_every_try(caplog):
     assert sum("points below dense" in record.message for record in caplog.records) == len(tries) >= 3
     assert done.report.pruned.macs == pytest.approx(min(t.kept for t in tries if t.is_met) * done.report.dense.macs)
     assert done.report.to_dict()["tries"][0].keys() == {"macs", "kept", "metric", "drop_points", "is_met"}
+    assert "tried on validation data, MACs kept and points lost: 0.500 (0.00), " in str(done.report)
     assert not any("out of reach" in note for note in done.report.notes)
     assert done.report.seconds["search"] >= 0
+
+
+def test_a_predicted_time_stands_beside_the_measured_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = compress(net(), splits(), budget=Budget(latency=0.9), config=QUICK, progress=False)
+    (text,) = [note for note in done.report.notes if note.startswith("latency was predicted as")]
+    assert f"measured as {1 / done.report.speedup:.3f} for a batch of 1" in text
 
 
 def test_a_search_never_reads_the_test_part():

@@ -111,6 +111,8 @@ def _print(done: Compressed, folder: Path) -> None:
     print_table(HEADER, [row(names.get(name, name), m) for name, m in done.report.stages().items()])
     print_line(f"on {done.report.n_samples['test']:,} samples that neither training nor selection saw")
     print_line(done.report.latency_line())
+    if done.report.tries:
+        print_line(done.report.search_line())
     print_line(done.report.verify)
     for note in done.report.notes:
         print_line(f"note: {note}")

@@ -65,7 +65,14 @@ class CompressReport:
 
     def __str__(self) -> str:
         lines = [text_table(HEADER, [row(name, m) for name, m in self.stages().items()]), self.latency_line()]
+        if self.tries:
+            lines.append(self.search_line())
         return "\n".join([*lines, self.verify, *(f"note: {note}" for note in self.notes)])
+
+    def search_line(self) -> str:
+        """Say which fractions of MACs were tried for a budget on a metric, and what each lost."""
+        tried = ", ".join(f"{t.kept:.3f} ({t.drop_points:.2f}{'' if t.is_met else ' too many'})" for t in self.tries)
+        return f"tried on validation data, MACs kept and points lost: {tried}"
 
     def latency_line(self) -> str:
         """Say what the times mean, and the paired speedup."""

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.measure.modes import device_of, eval_mode
+from secateur.measure.modes import cpu_threads, device_of, eval_mode
 from secateur.measure.runtimes import RUNTIMES, Call
 from secateur.tensors import Inputs, as_call, tensors_in
 
@@ -202,16 +202,13 @@ def time_ms(call: Call, device: torch.device, clock: Callable[[], int] = time.pe
 @contextmanager
 def quiet_machine(n_threads: int | None) -> Iterator[None]:
     """Set the thread count, hold the garbage collector back and record no gradients, for a while."""
-    threads_before, was_collecting = torch.get_num_threads(), gc.isenabled()
+    was_collecting = gc.isenabled()
     gc.collect()
     gc.disable()
-    if n_threads is not None:
-        torch.set_num_threads(n_threads)
     try:
-        with torch.inference_mode():
+        with cpu_threads(n_threads), torch.inference_mode():
             yield
     finally:
-        torch.set_num_threads(threads_before)
         if was_collecting:
             gc.enable()
 

@@ -22,6 +22,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = is_training
 
 
+@contextmanager
+def cpu_threads(n_threads: int | None) -> Iterator[None]:
+    """Compute on that many CPU threads for a while; None leaves them as they are."""
+    before = torch.get_num_threads()
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the first parameter or buffer; the CPU if there is none."""
     first = next(chain(model.parameters(), model.buffers()), None)
