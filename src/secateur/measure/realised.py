@@ -83,6 +83,7 @@ def measure_models(
     Raises:
         CaptureError: a forward fails on these inputs.
 
+    >>> import torch
     >>> nets = {"wide": nn.Sequential(nn.Linear(64, 64)), "narrow": nn.Sequential(nn.Linear(64, 32))}
     >>> found = measure_models(nets, torch.zeros(2, 64), repeats=3)
     >>> found.mac_ratios, list(found.latencies), found.not_run
