@@ -138,6 +138,17 @@ def test_a_criterion_with_gradients_and_a_loss_of_ones_own():
     assert done.report.finetuned.accuracy is None
 
 
+@pytest.mark.parametrize("criterion", ["apoz", "kl_fisher"])
+@pytest.mark.parametrize(
+    "form", [lambda: X, lambda: [X[:40], X[40:]], lambda: [{"input": X}]], ids=["x", "list", "dict"]
+)
+def test_criteria_on_unlabelled_data(criterion, form):
+    config = CompressConfig(prune=PruneConfig(criterion=criterion), finetune=None, measure=QUICK.measure)
+    done = compress(net(), form(), budget=BUDGET, config=config, progress=False)
+    assert done.plan.config["criterion"] == {"name": criterion}
+    assert done.plan.cost_after.macs <= 0.5 * done.plan.cost_before.macs
+
+
 def with_nan() -> nn.Module:
     model = net()
     model[2].weight.data[0, 0] = float("nan")

@@ -10,7 +10,6 @@ Nothing is ever downloaded. Values are Python literals: `?num_classes=10`, `?dro
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import os
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.calls import read_call
 from secateur.errors import ConfigError, SecateurError
 from secateur.registry import Registry
 
@@ -68,27 +68,10 @@ def parse_source(source: str) -> ModelSource:
             f"{source!r} is no model source. Known: {known}, each with a name, for example torchvision:resnet18;"
             " or the folder of a saved model."
         )
-    name, mark, query = rest.partition("?")
+    name, _, _ = rest.partition("?")
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{source!r}: {name!r} is no name. Use letters, digits, '_', '.' and '-' after '{scheme}:'.")
-    if mark and not query:
-        raise ConfigError(f"{source!r} ends in '?'. Give arguments as ?key=value&key=value, or leave it out.")
-    return ModelSource(scheme, name, dict(_arguments(source, query)))
-
-
-def _arguments(source: str, query: str) -> Iterable[tuple[str, Any]]:
-    seen = set()
-    for part in query.split("&") if query else ():
-        key, equals, text = part.partition("=")
-        if not equals or not key.isidentifier() or key in seen:
-            raise ConfigError(f"{source!r}: {part!r} is not one key=value. Write ?key=value&key=value, each key once.")
-        seen.add(key)
-        try:
-            yield key, ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise ConfigError(
-                f"{source!r}: {key}={text} is no Python literal. Numbers stand alone, text in quotes: {key}='{text}'."
-            ) from error
+    return ModelSource(scheme, name, read_call(source)[1])
 
 
 def build_model(source: str) -> nn.Module:

@@ -42,6 +42,14 @@ def test_inspect(run):
     assert [g["name"] for g in data["groups"]] == [g.name for g in graph.groups]
 
 
+def test_prune_by_a_criterion_on_data_without_a_budget(run, tmp_path):
+    args = ("--criterion", "kl_fisher", "--method", "top_n?n=5", "--data", "digits", "--output", tmp_path / "small")
+    found = json.loads(run("prune", CNN, *args, "--json").out)
+    assert {widths["after"] for widths in found["widths"].values()} == {5}
+    refused = run("prune", CNN, "--output", tmp_path / "other")
+    assert (refused.code, "Method 'uniform' takes a budget" in refused.err) == (1, True)
+
+
 def test_prune_then_prune_again_then_evaluate_and_measure(run, tmp_path):
     weights = tmp_path / "dense.safetensors"
     torch.manual_seed(3)

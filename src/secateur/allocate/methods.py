@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.allocate.blocks import Block
 from secateur.allocate.steps import edges, price_steps, step_gains, step_units
 from secateur.allocate.walk import Meter, spend
+from secateur.calls import make
 from secateur.errors import ConfigError
 from secateur.registry import Registry
 
@@ -110,13 +111,13 @@ class Global(SteppingMethod):
 
 
 def make_method(spec: str | AllocationMethod) -> AllocationMethod:
-    """Return the method that `spec` means: a registered name, or a method.
+    """Return the method that `spec` means: a registered name, with settings or without, or a method.
 
-    >>> make_method("uniform")
-    Uniform(floor=0.1, round_to=1)
+    >>> make_method("uniform?round_to=8")
+    Uniform(floor=0.1, round_to=8)
     """
     if isinstance(spec, str):
-        return ALLOCATIONS[spec]()
+        return make(ALLOCATIONS, spec)
     if isinstance(spec, AllocationMethod):
         return spec
     raise ConfigError(

@@ -38,12 +38,19 @@ log = logging.getLogger("secateur")
 
 def prune(
     source: SourceArgument,
-    budget: Annotated[
-        list[str], typer.Option(help="What may be kept: macs=0.5, size_bytes=5e6, latency=0.6; repeatable.")
-    ],
     output: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
-    criterion: Annotated[str, typer.Option(help=f"What scores units: {', '.join(sorted(CRITERIA))}.")] = "l2",
-    method: Annotated[str, typer.Option(help=f"What chooses counts: {', '.join(sorted(ALLOCATIONS))}.")] = "uniform",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What may be kept: macs=0.5, size_bytes=5e6, latency=0.6; repeatable. Most methods take one."
+        ),
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(help=f"What scores units, settings after '?': {', '.join(sorted(CRITERIA))}.")
+    ] = "l2",
+    method: Annotated[
+        str, typer.Option(help=f"What chooses counts, as in 'top_n?n=16': {', '.join(sorted(ALLOCATIONS))}.")
+    ] = "uniform",
     ignore: Annotated[list[str] | None, typer.Option(help="Modules to leave alone, such as 'head.*'.")] = None,
     weights: WeightsOption = None,
     data: DataOption = None,
@@ -58,12 +65,13 @@ def prune(
 
     hf:FOLDER is a Hugging Face checkpoint; it is cut shard by shard, and the result is one.
     """
-    asked = read_budget(budget)
+    asked = read_budget(budget) if budget else None
     config = PruneConfig(criterion=criterion, method=method, ignore=tuple(ignore or ()), seed=seed)
     if source.startswith("hf:"):
-        if weights is not None or data is not None or input_shape is not None:
+        if weights is not None or data is not None or input_shape is not None or asked is None:
             raise ConfigError(
-                "An hf: folder has its weights and inputs. Leave out --weights, --data and --input-shape."
+                "An hf: folder has its weights and inputs. Leave out --weights, --data and --input-shape,"
+                " and give a --budget."
             )
         _prune_folder(source[3:], asked, output, config, per_layer=per_layer, force=force, is_json=json)
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from secateur.calls import make
 from secateur.errors import ConfigError, GroupError
 from secateur.registry import Registry
 from secateur.tensors import named_tensors
@@ -175,20 +176,22 @@ class FunctionCriterion(Criterion):
 
 
 def make_criterion(spec: str | Criterion | Callable[[Group, Context], Tensor]) -> Criterion:
-    """Return the criterion that `spec` means: a registered name, a criterion, or a function of (group, context).
+    """Return the criterion that `spec` means: a name, with settings or without, a criterion, or a function.
 
     Raises:
         RegistryError: no criterion has that name; the text lists those that exist.
-        ConfigError: `spec` is something else.
+        ConfigError: a setting is unknown or refused, or `spec` is something else.
 
     >>> make_criterion("l2")
     L2(roles=('producer', 'reader', 'bias', 'scale', 'shift', 'other'), normalize='mean')
+    >>> make_criterion("bn_scale?fallback=None").fallback is None
+    True
     >>> make_criterion("l3")
     Traceback (most recent call last):
     secateur.errors.RegistryError: No criterion 'l3'. Known: activation_cosine, ..., wanda.
     """
     if isinstance(spec, str):
-        return CRITERIA[spec]()
+        return make(CRITERIA, spec)
     if isinstance(spec, Criterion):
         return spec
     if isinstance(spec, type):
