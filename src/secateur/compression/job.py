@@ -84,6 +84,7 @@ def compress(
         GroupError: weights hold NaN or Inf.
         CaptureError, PlanError, VerifyError, TrainError: see `plan`, `verify` and `fit_`.
 
+    >>> import torch
     >>> x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
     >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> small = compress(net, x, labels=(x.sum(1) > 0).long(), budget=Budget(macs=0.5), progress=False)
