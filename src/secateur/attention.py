@@ -27,6 +27,24 @@ torch.library.register_fake("secateur::attention", _torchs, lib=_library)
 ATTENTION = torch.ops.secateur.attention.default
 
 
+def _remember(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    query, key, value, attn_mask, *rest = inputs
+    ctx.save_for_backward(query, key, value, attn_mask)
+    ctx.call = lambda *tensors: _torchs(*tensors, *rest, **keyword_only_inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of torch's attention, computed again: a record's operator has no graph of torch's inside."""
+    with torch.enable_grad():
+        tensors = [t if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
+        wanted = [t for t in tensors if t is not None and t.requires_grad]
+        found = iter(torch.autograd.grad(ctx.call(*tensors), wanted, grad))
+    return *(next(found) if t is not None and t.requires_grad else None for t in tensors), None, None
+
+
+torch.library.register_autograd("secateur::attention", _backward, setup_context=_remember, lib=_library)
+
+
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any
 ) -> Tensor:

@@ -26,6 +26,7 @@ from secateur.criteria import (
     LABELLED,
     Context,
     Criterion,
+    CurveCriterion,
     cross_entropy,
     make_criterion,
     measure,
@@ -33,6 +34,7 @@ from secateur.criteria import (
     to_dict,
 )
 from secateur.criteria.base import needs_of
+from secateur.criteria.samples import inputs_of
 from secateur.dims.algebra import Leaf, count, leaves
 from secateur.dims.groups import Group
 from secateur.errors import ConfigError, PlanError
@@ -119,17 +121,19 @@ def plan(
     criterion, method = make_criterion(config.criterion), make_method(config.method)
     graph = trace(model, inputs)
     repairer = repair(model, inputs, graph)
-    chosen, ignored = _choose_groups(graph, config.ignore)
-    known = dict(curves or {})
-    scores: dict[str, Tensor | ErrorCurve] = {g.name: known[g.name] for g in chosen if g.name in known}
-    if rest := [g for g in chosen if g.name not in known]:
-        scores |= _score(model, rest, criterion, data, loss, config.seed)
+    chosen, _ = _choose_groups(graph, config.ignore)
+    scores: dict[str, Tensor | ErrorCurve] = {g.name: curves[g.name] for g in chosen if curves and g.name in curves}
+    unjudged: dict[str, str] = {}
+    if rest := [g for g in chosen if g.name not in scores]:
+        found, unjudged = _score(model, rest, criterion, data, loss, config.seed)
+        scores |= found
     if budget is not None and budget.is_timed:
         graph.latency = _clock(model, inputs, graph, method)
-    allocation = allocate(scores, _space(graph, chosen), budget, method)
-    while repairer.reject({name: len(keep) for name, keep in allocation.keep.items()}):
-        chosen, ignored = _choose_groups(graph, config.ignore)
+    is_settled = False
+    while not is_settled:
+        chosen, left = _choose_groups(graph, config.ignore, unjudged)
         allocation = allocate({g.name: scores[g.name] for g in chosen}, _space(graph, chosen), budget, method)
+        is_settled = not repairer.reject({name: len(keep) for name, keep in allocation.keep.items()})
     made_with = {
         "criterion": to_dict(criterion) if type(criterion).name != "function" else {"name": "function"},
         "method": {"name": method.name, **asdict(method)},
@@ -137,21 +141,25 @@ def plan(
         "ignore": list(config.ignore),
         "seed": config.seed,
     }
-    return make_plan(graph, repairer.bindings, allocation, inputs, skipped=ignored, made_with=made_with)
+    return make_plan(graph, repairer.bindings, allocation, inputs, skipped=left, made_with=made_with)
 
 
 def _score(
     model: nn.Module, groups: list[Group], criterion: Criterion, data: Iterable[Any] | None, loss: Loss, seed: int
-) -> dict[str, Tensor]:
-    """Measure what the criterion needs, and score."""
+) -> tuple[dict[str, Tensor | ErrorCurve], dict[str, str]]:
+    """Measure what the criterion needs, and score. Returns scores, and why the other groups have none."""
+    needs = needs_of(criterion)
+    if data is None and (needs or isinstance(criterion, CurveCriterion)):
+        what = "labelled data. Pass data=batches of (x, y)" if needs & LABELLED else "data. Pass data=batches of x"
+        raise ConfigError(f"Criterion '{criterion.name}' needs {what}.")
+    if isinstance(criterion, CurveCriterion):
+        found = criterion.curves(model, [inputs_of(batch) for batch in data or ()])
+        return {g.name: found.curves[g.name] for g in groups if g.name in found.curves}, {
+            g.name: found.skipped.get(g.name, "has no error curve") for g in groups if g.name not in found.curves
+        }
     generator = torch.Generator().manual_seed(seed)
-    measured: dict[str, Any] = {}
-    if needs := needs_of(criterion):
-        if data is None:
-            what = "labelled data. Pass data=batches of (x, y)" if needs & LABELLED else "data. Pass data=batches of x"
-            raise ConfigError(f"Criterion '{criterion.name}' needs {what}.")
-        measured = measure(model, groups, needs, data, loss=loss, generator=generator)
-    return score_groups(groups, criterion, Context.of(model, generator=generator, **measured))
+    measured = measure(model, groups, needs, data, loss=loss, generator=generator) if data is not None and needs else {}
+    return dict(score_groups(groups, criterion, Context.of(model, generator=generator, **measured))), {}
 
 
 def _clock(
@@ -212,9 +220,12 @@ def _changes(bindings: Iterable[Binding], smaller: Mapping[Leaf, int]) -> Iterab
             yield AttributeChange(b.fqn, b.path, b.dim.size, n)
 
 
-def _choose_groups(graph: Graph, ignore: tuple[str, ...]) -> tuple[list[Group], list[tuple[str, str]]]:
-    """Groups to score, and those that a pattern protects; a group tied to a protected one is protected too."""
-    protected: dict[str, str] = {}
+def _choose_groups(
+    graph: Graph, ignore: tuple[str, ...], unjudged: Mapping[str, str] | None = None
+) -> tuple[list[Group], list[tuple[str, str]]]:
+    """Groups that may shrink, and those that stay as they are with the reason: a pattern protects them, they have no
+    score, or they are tied to one of these."""
+    protected = dict(unjudged or {})
     for g in graph.prunable:
         for m in g.members:
             fqn = m.key.rpartition(".")[0]
@@ -225,7 +236,7 @@ def _choose_groups(graph: Graph, ignore: tuple[str, ...]) -> tuple[list[Group], 
     for g in graph.prunable:
         tied = [name for name in g.tied_to if name in protected]
         if tied and g.name not in protected:
-            protected[g.name] = f"keeps the same fraction as '{tied[0]}', which an ignore pattern protects"
+            protected[g.name] = f"keeps the same fraction as '{tied[0]}', which stays whole"
     chosen = [g for g in graph.prunable if g.name not in protected]
     if not chosen:
         reasons = [f"{g.name}: {g.frozen_reason or protected[g.name]}" for g in graph.groups]

@@ -15,26 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from secateur.allocate.curves import ErrorCurve
-from secateur.compensation.config import CurveConfig
 from secateur.compensation.distance import Distance
 from secateur.compensation.elimination import Problem, eliminate
 from secateur.compensation.moments import DAMPING, damped
 from secateur.compensation.readers import Reader, find_readers
 from secateur.compensation.refit import equal_batches
+from secateur.criteria.base import Curves
+from secateur.criteria.elimination import Elimination
 from secateur.dims.algebra import leaves
 from secateur.graph import Graph, trace
 from secateur.program import Program
 from secateur.tensors import Inputs, named_tensors
 
 log = logging.getLogger("secateur")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Curves by group, and the groups that have none, as (name, reason)."""
-
-    curves: dict[str, ErrorCurve]
-    skipped: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -53,7 +46,7 @@ class Layer:
 def error_curves(
     model: nn.Module,
     batches: Iterable[Inputs],
-    config: CurveConfig | None = None,
+    config: Elimination | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Curves:
@@ -64,7 +57,7 @@ def error_curves(
     Args:
         model: the dense network; it is not changed.
         batches: calibration inputs without labels, all of one shape; a smaller last batch is left out.
-        config: see `CurveConfig`.
+        config: see `Elimination`.
         progress: told (groups done, groups in all).
     Returns:
         A curve for every group that only weights read; the others with the operator that reads them.
@@ -81,7 +74,7 @@ def error_curves(
     >>> list(found.curves), bool((found.curves["0 features"].errors.diff() <= 0).all())
     (['0 features'], True)
     """
-    config = config or CurveConfig()
+    config = config or Elimination()
     given = equal_batches(batches)
     graph = trace(model, given[0], is_fake=False)
     program = Program(model, graph.trace)
@@ -105,12 +98,12 @@ def error_curves(
         log.debug("curve of %s: %s", name, curve.errors)
         if progress is not None:
             progress(len(curves), len(read_by))
-    return Curves({name: curves[name] for name in groups if name in curves}, tuple(skipped))
+    return Curves({name: curves[name] for name in groups if name in curves}, skipped)
 
 
 def _readers_of(
     graph: Graph, readers: Sequence[Reader], unsolved: Mapping[str, str]
-) -> tuple[dict[str, list[tuple[Reader, Tensor]]], list[tuple[str, str]]]:
+) -> tuple[dict[str, list[tuple[Reader, Tensor]]], dict[str, str]]:
     """For each group the readers and the columns that they hold of it, and the groups that have none or not only these.
 
     A group that must keep the same fraction as one without a curve has none either.
@@ -139,11 +132,11 @@ def _readers_of(
         if g.name in found and missing:
             del found[g.name]
             reasons[g.name] = f"keeps the same fraction as '{missing[0]}', which has no error curve"
-    return found, list(reasons.items())
+    return found, reasons
 
 
 def _observe(
-    program: Program, readers: Sequence[Reader], batches: Sequence[Inputs], distance: Distance, config: CurveConfig
+    program: Program, readers: Sequence[Reader], batches: Sequence[Inputs], distance: Distance, config: Elimination
 ) -> dict[str, Layer]:
     """One pass forward and backward over all batches."""
     at = {r.op: r for r in readers}
@@ -198,7 +191,7 @@ def _problems(layer: Layer, weight: Tensor, columns: Tensor) -> list[Problem]:
 class _Gauge:
     """Measures the distance of the outputs with single groups narrowed, on a few samples."""
 
-    def __init__(self, program: Program, batches: Sequence[Inputs], distance: Distance, config: CurveConfig) -> None:
+    def __init__(self, program: Program, batches: Sequence[Inputs], distance: Distance, config: Elimination) -> None:
         self.program = program
         self.distance = distance
         self.levels = config.levels

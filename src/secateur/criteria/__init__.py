@@ -10,12 +10,15 @@ from secateur.criteria.base import (
     ROLES,
     Context,
     Criterion,
+    CurveCriterion,
+    Curves,
     FunctionCriterion,
     make_criterion,
     needs_of,
     score_groups,
 )
 from secateur.criteria.bn_scale import BnScale
+from secateur.criteria.elimination import Elimination
 from secateur.criteria.fisher import Fisher
 from secateur.criteria.gates import collect_gates, collect_model_gates
 from secateur.criteria.geometric_median import GeometricMedian
@@ -57,6 +60,9 @@ __all__ = [
     "Context",
     "Cosine",
     "Criterion",
+    "CurveCriterion",
+    "Curves",
+    "Elimination",
     "Fisher",
     "FunctionCriterion",
     "GeometricMedian",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from secateur.calls import make
 from secateur.errors import ConfigError, GroupError
 from secateur.registry import Registry
-from secateur.tensors import named_tensors
+from secateur.tensors import Inputs, named_tensors
 
 if TYPE_CHECKING:
+    from secateur.allocate.curves import ErrorCurve
     from secateur.criteria.activations import Activity
     from secateur.dims.groups import Group, Member
 
@@ -157,6 +158,30 @@ class Criterion(ABC):
     @abstractmethod
     def score(self, group: Group, context: Context) -> Tensor:
         """Return (group.size,) float32 without grad; larger = keep."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Error curves by group, and why groups that have none keep their width."""
+
+    curves: dict[str, ErrorCurve]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveCriterion(Criterion):
+    """A rule that looks at the whole network at once and says what each group costs at every width."""
+
+    @abstractmethod
+    def curves(self, model: nn.Module, batches: Iterable[Inputs]) -> Curves:
+        """Return a curve for every group that the rule can judge; `batches` are inputs without labels."""
+
+    def score(self, group: Group, context: Context) -> Tensor:
+        """Refuse: a unit has no score of its own."""
+        raise ConfigError(
+            f"Criterion '{self.name}' gives error curves of whole groups, not scores of units. Pass it to `plan` or"
+            " `compress`, with data."
+        )
 
 
 CRITERIA: Registry[str, type[Criterion]] = Registry("criterion")
