@@ -7,7 +7,8 @@ all of it costs one forward.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward
-from secateur.record import Op, Trace, Value, settle
+from secateur.record import Op, Trace, Value, found_in, settle
 from secateur.tensors import Inputs, named_tensors, on_device, tensors_in
 
 _TOLERANCE = 1e-3
@@ -51,6 +52,8 @@ class Program:
         self.trace = trace
         tensors = named_tensors(model)
         self.fixed = {v.index: tensors[key] for key, v in trace.tensors.items()} | trace.constants
+        self.written = _written(trace)
+        self.derived = _derived(trace, self.fixed.keys() - self.written, self.written)
         self.last_use = {v.index: len(trace.ops) for v in trace.outputs}
         for op in reversed(trace.ops):
             for v in (*op.values, *filter(None, op.outputs)):
@@ -69,8 +72,8 @@ class Program:
         shapes = [tuple(t.shape) for t in given]
         if shapes != (expected := [v.shape for v in self.trace.inputs]):
             raise CaptureError(f"A batch has inputs of shapes {shapes}; the first had {expected}. Give equal batches.")
-        # Operators may write into their inputs, and the caller's batch stays what it is.
-        return Run(self, {v.index: t.clone() for v, t in zip(self.trace.inputs, given, strict=True)})
+        own = {i: t.clone() for i, t in self.fixed.items() if i in self.written}  # the model's stay as they are
+        return Run(self, own | {v.index: t for v, t in zip(self.trace.inputs, given, strict=True)})
 
     def check(self, inputs: Inputs) -> None:
         """Raise CaptureError where the program does not compute what the model does, on inputs other than its own."""
@@ -108,14 +111,19 @@ class Run:
         for known in (self.values, self.instead, self.program.fixed):
             if value.index in known:
                 return known[value.index]
-        raise KeyError(value)
+        op = self.program.derived[value.index]
+        return self._outputs(op)[op.outputs.index(value)]
 
     def __contains__(self, value: Value) -> bool:
-        return value.index in self.values or value.index in self.program.fixed
+        return any(value.index in known for known in (self.values, self.program.fixed, self.program.derived))
 
     def fork(self, instead: Mapping[int, Tensor] | None = None) -> Run:
-        """A run that goes its own way from here. What is written into a tensor in place is written into its copy."""
-        return Run(self.program, {i: t.clone() for i, t in self.values.items()}, self.at, instead)
+        """A run that goes its own way from here, on copies of its tensors that share memory as the tensors do.
+
+        So what is written in place, through a view or not, reaches what it would have reached. Gradients stop here.
+        """
+        values = {i: t.detach() for i, t in self.values.items()}
+        return Run(self.program, copy.deepcopy(values), self.at, instead)
 
     def advance(self, stop: int) -> None:
         """Run the operators before `stop`, and forget what no later one needs."""
@@ -125,9 +133,9 @@ class Run:
     def step(self, op: Op) -> None:
         """Run one operator."""
         self.at = op.index + 1
-        out = settle(op.target, op.target(*self._real(op.args), **self._real(op.kwargs)))
-        outs = out if isinstance(out, tuple | list) else (out,)
-        for value, tensor in zip(op.outputs, outs, strict=True):
+        if any(v is not None and v.index in self.program.derived for v in op.outputs):
+            return
+        for value, tensor in zip(op.outputs, self._outputs(op), strict=True):
             if value is not None and value.index not in self.program.fixed:
                 self.values[value.index] = tensor
         for index in self.program.dying.get(op.index, ()):
@@ -138,6 +146,10 @@ class Run:
         self.advance(len(self.program.trace.ops))
         return [self[v] for v in self.program.trace.outputs]
 
+    def _outputs(self, op: Op) -> Sequence[Tensor]:
+        out = settle(op.target, op.target(*self._real(op.args), **self._real(op.kwargs)))
+        return out if isinstance(out, tuple | list) else (out,)
+
     def _real(self, value: Any) -> Any:
         if isinstance(value, Value):
             return self[value]
@@ -146,3 +158,33 @@ class Run:
         if isinstance(value, dict):
             return {k: self._real(v) for k, v in value.items()}
         return value
+
+
+def _written(trace: Trace) -> set[int]:
+    """The values that an operator writes into, be it through a view."""
+    found: set[int] = set()
+    for op in reversed(trace.ops):
+        if op.target._schema.is_mutable or any(v.index in found for v in op.outputs if v is not None):
+            found.update(v.index for v in _shared(op))
+    return found
+
+
+def _derived(trace: Trace, constant: Set[int], written: Set[int]) -> dict[int, Op]:
+    """By value: the operators that make tensors of the model's own ones alone, such as the transpose of a weight.
+
+    They are run where their result is read, so that it always follows the weights. What is written into is not derived.
+    """
+    found: dict[int, Op] = {}
+    for op in trace.ops:
+        made = [v.index for v in op.outputs if v is not None]
+        is_pure = torch.Tag.nondeterministic_seeded not in op.target.tags and written.isdisjoint(made)
+        if is_pure and op.values and all(v.index in found or v.index in constant for v in op.values):
+            found.update(dict.fromkeys(made, op))
+    return found
+
+
+def _shared(op: Op) -> list[Value]:
+    """The arguments that the operator's result is a view of, or that it writes into."""
+    arguments = op.target._schema.arguments
+    given = [*op.args, *(op.kwargs[a.name] for a in arguments[len(op.args) :] if a.name in op.kwargs)]
+    return found_in([x for a, x in zip(arguments, given, strict=False) if a.alias_info is not None], Value)

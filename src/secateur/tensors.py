@@ -29,12 +29,12 @@ def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def on_device(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, moved to where the model's first parameter is."""
+    """Arguments of a call, copied to where the first parameter is: a forward may write into them."""
     device = next(model.parameters()).device
-    moved: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
-        Tensor, lambda t: t.to(device), as_call(inputs)
+    copied: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        Tensor, lambda t: t.to(device, copy=True), as_call(inputs)
     )
-    return moved
+    return copied
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -65,6 +65,7 @@ def _cuts(program: Program, readers: list[Reader]) -> dict[int, Value]:
         live.update({v.index: v for v in made if v.index in tainted})
         for index in program.dying.get(op.index, ()):
             live.pop(index, None)
-        if len(live) == 1:
+        # Right behind what left it alone: what is derived from weights afterwards belongs to the next segment.
+        if len(live) == 1 and any(v.index in tainted for v in made):
             cuts[op.index + 1] = next(iter(live.values()))
     return cuts
