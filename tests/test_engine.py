@@ -334,6 +334,45 @@ def test_ignored_modules_keep_their_shapes():
 # specs
 
 
+class Described(nn.Module):
+    """Says how wide it is, for nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.n_experts, self.kernel_size = 8, 8
+        self.weight, self.last = nn.Parameter(torch.randn(8, 6)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(F.linear(x, self.weight)))
+
+
+def test_numbers_that_no_operator_reads_are_named():
+    plan = half(Described())
+    assert plan.notes == ("no operator reads these numbers, which equal a width that shrinks; they stay: n_experts",)
+    assert half(mlp()).notes == ()
+
+
+class Auxiliary(nn.Module):
+    """A head for training, whose forward needs labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.extra = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x, labels=None):
+        y = torch.relu(self.first(x))
+        if self.training:
+            return self.extra(y) - labels.float()
+        return self.last(y)
+
+
+def test_a_training_forward_that_fails_is_noted():
+    (note,) = half(Auxiliary()).notes
+    assert note.startswith("what only training uses is kept whole, since its forward can't be captured")
+    assert "'NoneType' object has no attribute 'float'" in note
+
+
 def test_inputs_survive_as_data():
     inputs = {"ids": torch.tensor([[3, 9]]), "mask": torch.ones(1, 2, dtype=torch.bool), "more": [X, 2, None, "text"]}
     spec = json.loads(json.dumps(to_spec(inputs)))

@@ -46,19 +46,28 @@ torch.library.register_autograd("secateur::attention", _backward, setup_context=
 
 
 def _attend(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kw: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """`scaled_dot_product_attention`, as one operator where one is watched for."""
     is_watched = _get_current_dispatch_mode() is not None and not has_torch_function((query, key, value, attn_mask))
     call = ATTENTION if is_watched else _torchs
-    return call(query, key, value, attn_mask, *args, **kw)
+    is_shared = enable_gqa and query.shape[-3:-2] != key.shape[-3:-2]  # a flag that changes nothing is left out
+    return call(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=is_shared)
 
 
 @contextlib.contextmanager
 def one_attention() -> Iterator[None]:
     """Let code that calls torch's attention, or a module of torch that does, call `secateur::attention` inside."""
     before = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _attend
+    F.scaled_dot_product_attention = _attend  # type: ignore[assignment]
     try:
         yield
     finally:

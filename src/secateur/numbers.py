@@ -6,7 +6,7 @@ bindings are known; for the user's modules the repair loop finds them among the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from secateur.dims.algebra import Cat, Dim, Prod, find
+from secateur.dims.algebra import Cat, Dim, Leaf, Prod, count, find
 from secateur.graph import Graph
 
 aten = torch.ops.aten
@@ -79,6 +79,27 @@ def known_bindings(model: nn.Module, graph: Graph) -> list[Binding]:
                     if value is not None and axis < len(value.shape):
                         bind(fqn, path, graph.solution.axes(value)[axis])
     return list(found.values())
+
+
+def unread_numbers(
+    model: nn.Module, graph: Graph, bindings: Iterable[Binding], counts: Mapping[Leaf, int]
+) -> list[str]:
+    """Paths of numbers that equal the old width of a shrinking tensor of their module, and that no operator read.
+
+    They may stand for that width or for something else; nothing that was recorded tells.
+    """
+    bound = {(b.fqn, b.path) for b in bindings}
+    old: dict[str, set[int]] = {}
+    for value in graph.trace.tensors.values():
+        shrunk = {d.size for d in graph.solution.axes(value) if count(d, counts) != d.size}
+        old.setdefault(value.key.rpartition(".")[0], set()).update(shrunk)
+    found = [
+        path
+        for fqn, sizes in old.items()
+        for path, number in (own_numbers(model.get_submodule(fqn)) if sizes else ())
+        if number in sizes and number > 1 and (fqn, path) not in bound and not is_spatial(path)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def own_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:

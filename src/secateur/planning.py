@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -39,9 +39,9 @@ from secateur.dims.algebra import Leaf, count, leaves
 from secateur.dims.groups import Group
 from secateur.errors import ConfigError, PlanError
 from secateur.graph import Graph, trace
-from secateur.numbers import Binding
+from secateur.numbers import Binding, unread_numbers
 from secateur.plans import AttributeChange, GroupKeep, Plan, expression
-from secateur.repair import repair
+from secateur.repair import Repairer, repair
 from secateur.specs import to_spec
 from secateur.tensors import Inputs
 
@@ -118,20 +118,39 @@ def plan(
     left alone: 2 (see plan.skipped)
     """
     config = config or PruneConfig()
-    criterion, method = make_criterion(config.criterion), make_method(config.method)
     graph = trace(model, inputs)
     repairer = repair(model, inputs, graph)
-    chosen, _ = _choose_groups(graph, config.ignore)
+    chosen, _ = choose_groups(graph, config.ignore)
     scores: dict[str, Tensor | ErrorCurve] = {g.name: curves[g.name] for g in chosen if curves and g.name in curves}
     unjudged: dict[str, str] = {}
     if rest := [g for g in chosen if g.name not in scores]:
-        found, unjudged = _score(model, rest, criterion, data, loss, config.seed)
+        found, unjudged = _score(model, rest, make_criterion(config.criterion), data, loss, config.seed)
         scores |= found
     if budget is not None and budget.is_timed:
-        graph.latency = _clock(model, inputs, graph, method)
+        graph.latency = _clock(model, inputs, graph, make_method(config.method))
+    return plan_graph(repairer, scores, budget, config, unjudged)
+
+
+def plan_graph(
+    repairer: Repairer,
+    scores: Mapping[str, Tensor | ErrorCurve],
+    budget: Budget | None,
+    config: PruneConfig,
+    unjudged: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan of a network that is traced and repaired, from scores that are known. See `plan`.
+
+    Args:
+        repairer: as `repair` returns it. What the counts that are chosen rule out is frozen in its graph.
+        scores: of the groups that may be chosen, by name (see `choose_groups`).
+        unjudged: why the others of them have none, by name.
+    Raises:
+        PlanError: nothing is left that can be pruned.
+    """
+    graph, method, criterion = repairer.graph, make_method(config.method), make_criterion(config.criterion)
     is_settled = False
     while not is_settled:
-        chosen, left = _choose_groups(graph, config.ignore, unjudged)
+        chosen, left = choose_groups(graph, config.ignore, unjudged)
         allocation = allocate({g.name: scores[g.name] for g in chosen}, _space(graph, chosen), budget, method)
         is_settled = not repairer.reject({name: len(keep) for name, keep in allocation.keep.items()})
     made_with = {
@@ -141,7 +160,12 @@ def plan(
         "ignore": list(config.ignore),
         "seed": config.seed,
     }
-    return make_plan(graph, repairer.bindings, allocation, inputs, skipped=left, made_with=made_with)
+    made = make_plan(graph, repairer.bindings, allocation, repairer.inputs, skipped=left, made_with=made_with)
+    counts = graph.leaf_counts({name: len(keep) for name, keep in allocation.keep.items()})
+    if unread := unread_numbers(repairer.model, graph, repairer.bindings, counts):
+        note = f"no operator reads these numbers, which equal a width that shrinks; they stay: {', '.join(unread[:8])}"
+        made = replace(made, notes=(*made.notes, note))
+    return made
 
 
 def _score(
@@ -220,11 +244,11 @@ def _changes(bindings: Iterable[Binding], smaller: Mapping[Leaf, int]) -> Iterab
             yield AttributeChange(b.fqn, b.path, b.dim.size, n)
 
 
-def _choose_groups(
+def choose_groups(
     graph: Graph, ignore: tuple[str, ...], unjudged: Mapping[str, str] | None = None
 ) -> tuple[list[Group], list[tuple[str, str]]]:
     """Groups that may shrink, and those that stay as they are with the reason: a pattern protects them, they have no
-    score, or they are tied to one of these."""
+    score, or they are tied to one of these. Raises PlanError, with reasons, where none may."""
     protected = dict(unjudged or {})
     for g in graph.prunable:
         for m in g.members:

@@ -54,6 +54,13 @@ def test_prune_and_export_a_hugging_face_folder(run: Any, tmp_path: Path) -> Non
     assert code == 0, err
     assert "intermediate_size 64 → 48; from_pretrained loads it" in out
     assert load_folder(tmp_path / "small").config.intermediate_size == 48
+    code, out, err = run("inspect", f"hf:{tmp_path / 'small'}")
+    assert code == 0, err
+    assert "encoder.layer.0.intermediate.dense features" in out
+    assert f"{sum(p.numel() for p in load_folder(tmp_path / 'small').parameters()):,} parameters" in out
+    code, out, err = run("inspect", f"hf:{tmp_path / 'small'}", "--input-shape", "1,16")
+    assert (code, out) == (1, "")
+    assert "Leave out --weights and --input-shape" in err
     code, out, _ = run(
         "prune",
         f"hf:{tmp_path / 'bert'}",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from secateur.cli.opening import open_model
 from secateur.cli.options import JsonOption, ShapeOption, SourceArgument, TrustOption, WeightsOption, read_shape
 from secateur.cli.output import print_json, print_line, print_table
+from secateur.errors import ConfigError
 from secateur.graph import Graph, trace
 
 
@@ -15,9 +18,15 @@ def inspect(
     trust_source: TrustOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what must shrink together in a model, what is frozen and why, and what it costs."""
-    opened = open_model(source, weights=weights, trust_source=trust_source)
-    graph = trace(opened.model, opened.inputs(None if input_shape is None else read_shape(input_shape)))
+    """Show what must shrink together in a model, what is frozen and why, and what it costs.
+
+    Of hf:FOLDER, a Hugging Face checkpoint, no weight is read.
+    """
+    if source.startswith("hf:"):
+        graph = _trace_folder(source[3:], has_options=weights is not None or input_shape is not None)
+    else:
+        opened = open_model(source, weights=weights, trust_source=trust_source)
+        graph = trace(opened.model, opened.inputs(None if input_shape is None else read_shape(input_shape)))
     if json:
         print_json(_to_dict(graph))
         return
@@ -34,6 +43,18 @@ def inspect(
     )
     if graph.uncounted:
         print_line("uncounted operators: " + "; ".join(graph.uncounted))
+    for note in graph.notes:
+        print_line(f"note: {note}")
+
+
+def _trace_folder(folder: str, *, has_options: bool) -> Graph:
+    if has_options:
+        raise ConfigError("An hf: folder has its weights and inputs. Leave out --weights and --input-shape.")
+    from secateur.frameworks.huggingface_folder import build_folder
+    from secateur.frameworks.huggingface_model import example_inputs
+
+    model: Any = build_folder(folder)
+    return trace(model, example_inputs(model, model.config))
 
 
 def _to_dict(graph: Graph) -> dict[str, object]:
@@ -54,4 +75,5 @@ def _to_dict(graph: Graph) -> dict[str, object]:
         "params": cost.params,
         "macs": cost.macs,
         "uncounted": list(graph.uncounted),
+        "notes": list(graph.notes),
     }

@@ -138,14 +138,10 @@ def load_folder(folder: str | os.PathLike[str]) -> nn.Module:
         FileError: it is no such folder, or plan and weights do not fit.
     """
     source = Path(folder)
-    data, hf_config, cls = read_config(source)
+    data, _, cls = read_config(source)
     if MARK not in data:
         return _from_pretrained(cls, source)
-    try:
-        plan = Plan.from_json((source / PLAN).read_text())
-        small = apply(build(cls, hf_config), plan, verify=False)
-    except (OSError, PlanError) as error:
-        raise FileError(f"The plan in '{source}' can't be replayed: {error} Restore it from a copy.") from error
+    small = build_folder(source)
     checkpoint = open_checkpoint(source, small)
     keys = list(small.state_dict())
     named = named_tensors(small)
@@ -153,6 +149,23 @@ def load_folder(folder: str | os.PathLike[str]) -> nn.Module:
     tied = {key: first[id(named[key])] for key in keys if first.setdefault(id(named[key]), key) != key}
     constants = {key: str(t.dtype).removeprefix("torch.") for key, t in named.items() if key not in set(keys)}
     return fill(small, State(dict(checkpoint), tied, constants), str(source)).eval()
+
+
+def build_folder(folder: str | os.PathLike[str]) -> nn.Module:
+    """The architecture of a folder, in either form, on the meta device: no weight is read.
+
+    Raises:
+        FileError: it is no such folder, or its plan does not fit.
+    """
+    source = Path(folder)
+    data, hf_config, cls = read_config(source)
+    model = build(cls, hf_config)
+    if MARK not in data:
+        return model
+    try:
+        return apply(model, Plan.from_json((source / PLAN).read_text()), verify=False)
+    except (OSError, PlanError) as error:
+        raise FileError(f"The plan in '{source}' can't be replayed: {error} Restore it from a copy.") from error
 
 
 def _from_pretrained(cls: Any, folder: Path) -> nn.Module:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.allocate import Budget, allocate, make_method
-from secateur.criteria import make_criterion, to_dict
+from secateur.allocate import Budget
 from secateur.dims.groups import Group
 from secateur.errors import PlanError
 from secateur.frameworks.huggingface_config import Fit
 from secateur.graph import Graph, trace
-from secateur.numbers import Binding
-from secateur.planning import PruneConfig, _choose_groups, _space, make_plan
+from secateur.planning import PruneConfig, choose_groups, plan_graph
 from secateur.plans import Plan
 from secateur.repair import Repairer, repair
 from secateur.surgery import apply
@@ -28,16 +26,18 @@ MARK = "secateur_plan"  # key of a config.json that describes the dense model, w
 class Prepared:
     """An architecture, traced and repaired. `fit` says which numbers of its config count what; None per layer."""
 
-    model: nn.Module
-    graph: Graph
-    bindings: Sequence[Binding]
-    inputs: Inputs
+    repairer: Repairer
     data: Mapping[str, Any]
     fit: Fit | None
 
+    @property
+    def graph(self) -> Graph:
+        """The traced network."""
+        return self.repairer.graph
+
     def choose(self, config: PruneConfig) -> list[Group]:
         """The groups to score. Raises PlanError, with reasons, where there are none."""
-        return _choose_groups(self.graph, config.ignore)[0]
+        return choose_groups(self.graph, config.ignore)[0]
 
     def plan(
         self, scores: Mapping[str, Tensor], budget: Budget, config: PruneConfig, *, n_trials: int = 4
@@ -50,33 +50,19 @@ class Prepared:
         Raises:
             PlanError: the model rebuilt from that config is not the planned one; the first difference is named.
         """
-        method = make_method(config.method)
-        repairer = Repairer(self.model, self.inputs, self.graph, list(self.bindings))
-        while True:
-            chosen, ignored = _choose_groups(self.graph, config.ignore)
-            own = {g.name: scores[g.name] for g in chosen}
-            allocation = allocate(own, _space(self.graph, chosen), budget, method)
-            counts = {name: len(keep) for name, keep in allocation.keep.items()}
-            if not repairer.reject(counts):
-                break
-        made_with = {
-            "criterion": to_dict(make_criterion(config.criterion)),
-            "method": {"name": type(method).__name__.lower(), **asdict(method)},
-            "budget": budget.asked(),
-            "ignore": list(config.ignore),
-            "seed": config.seed,
-            "layers": "alike" if self.fit is not None else "each its own",
-        }
-        plan = make_plan(self.graph, self.bindings, allocation, self.inputs, skipped=ignored, made_with=made_with)
+        plan = plan_graph(self.repairer, scores, budget, config)
+        layers = "alike" if self.fit is not None else "each its own"
+        plan = replace(plan, config={**plan.config, "layers": layers})
         if self.fit is None:
             return plan, {**self.data, MARK: "plan.json"}
-        by_leaf = self.graph.leaf_counts(counts)
-        text = self.fit.difference(by_leaf, apply(self.model, plan, verify=False))
+        by_leaf = self.graph.leaf_counts({g.name: len(g.keep) for g in plan.groups})
+        model = self.repairer.model
+        text = self.fit.difference(by_leaf, apply(model, plan, verify=False))
         if text is None:
             return plan, self.fit.config_data(by_leaf)
         if n_trials <= 1:
             raise PlanError(
-                f"{type(self.model).__name__} rebuilt from the new config.json is not the planned model: {text}."
+                f"{type(model).__name__} rebuilt from the new config.json is not the planned model: {text}."
                 " Choose other widths, or per_layer=True, which needs no config."
             )
         self.fit.refine(by_leaf)
@@ -90,10 +76,9 @@ def prepare(model: nn.Module, cls: type, data: dict[str, Any], inputs: Inputs, *
         model: as `build` gives it, of class `cls` and config `data`.
         per_layer: let each layer choose; then no number of the config needs to follow.
     """
-    graph = trace(model, inputs)
-    bindings = tuple(repair(model, inputs, graph).bindings)
+    repairer = repair(model, inputs, trace(model, inputs))
     fit = None
     if not per_layer:
-        fit = Fit(data, cls, model, graph, bindings, inputs)
+        fit = Fit(data, cls, model, repairer.graph, tuple(repairer.bindings), inputs)
         fit.run()
-    return Prepared(model, graph, bindings, inputs, data, fit)
+    return Prepared(repairer, data, fit)
