@@ -175,6 +175,7 @@ def _places(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 
 def put(args: Any, kwargs: dict[str, Any], position: Position, value: Any) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a call with another value at a position."""
     if isinstance(position, str):
         return args, {**kwargs, position: value}
     return (*args[:position], value, *args[position + 1 :]), kwargs

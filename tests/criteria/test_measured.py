@@ -140,6 +140,27 @@ def test_gates_of_a_width_that_queries_and_keys_share():
         assert found[unit].item() == pytest.approx((loss(1e-6) - loss(-1e-6)) / 2e-6, abs=1e-6)
 
 
+def test_what_all_samples_share_is_split_evenly():
+    """A table without an axis of samples: the sum over samples is exact, and every sample has the same part of it."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5, 3))
+            self.up, self.down, self.head = nn.Linear(3, 4), nn.Linear(4, 6), nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.head((x + self.down(self.up(self.table).relu())).mean(1).tanh())
+
+    torch.manual_seed(0)
+    model, x, y = Shared().eval(), torch.randn(7, 5, 6), torch.randint(5, (7,))
+    (group,) = [g for g in groups_of(model, x) if g.size == 4]
+    found = collect_gates(model, [group], [(x, y)])[group.name]
+    slow = sum(weight_gates(model, group, one) for one in own_gradients(model, x, y))
+    torch.testing.assert_close(found.sum(0), slow, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, found[:1].expand(7, 4))
+
+
 def test_measuring_leaves_the_model_as_it_was():
     model, x, y = build(Images)
     model.train()

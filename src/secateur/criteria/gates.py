@@ -136,12 +136,13 @@ class _GateFollower(Follower):  # type: ignore[no-untyped-call]
         """Take the gradient back through this one operator, and sum activation times gradient per sample and unit."""
         for position in {reading.position for reading in self.readings.by_op[op.index]}:
             x = argument(position, args, kwargs).detach().requires_grad_(True)
+            own_args, own_kwargs = put(args, kwargs, position, x)
             with torch.enable_grad():
-                out = func(*(moved := put(args, kwargs, position, x))[0], **moved[1])
+                out = func(*own_args, **own_kwargs)
             (back,) = torch.autograd.grad(out[0] if isinstance(out, tuple | list) else out, x, gradient)
             for reading in self.readings.by_op[op.index]:
                 if reading.position == position:
                     a, da = (reading.units(t, self.n_samples).flatten(2).float() for t in (x.detach(), back))
-                    # The loss is a mean: its gradient is 1/n of that of a sample's own loss.
-                    own = (a * da).sum(2) * (self.n_samples if len(a) == self.n_samples else 1)
-                    self.gates[reading.group] = self.gates.get(reading.group, 0) + own.expand(self.n_samples, -1)
+                    # The loss is a mean: what reaches a sample is 1/n of the gradient of its own loss.
+                    gates = (a * da).sum(2) * (self.n_samples if len(a) == self.n_samples else 1)
+                    self.gates[reading.group] = self.gates.get(reading.group, 0) + gates.expand(self.n_samples, -1)
