@@ -148,7 +148,7 @@ def permuted(source, order):
 
 def test_every_registered_criterion_has_a_case():
     of_units = {kind for kind in CRITERIA.values() if not issubclass(kind, CurveCriterion)}
-    assert {type(case) for case in CASES} == of_units  # those of whole groups: tests/compensation
+    assert {type(case) for case in CASES} == of_units  # those of whole groups: tests/compensation, tests/sensitivity
     assert {key: criterion.name for key, criterion in CRITERIA.items()} == {key: key for key in CRITERIA}
 
 

@@ -11,7 +11,18 @@ from torch import nn
 
 import secateur
 from secateur.allocate import curve_of
-from secateur.criteria import Context, cross_entropy, make_criterion, score_groups
+from secateur.criteria import (
+    L2,
+    Context,
+    KLFisher,
+    SensitivityScan,
+    cross_entropy,
+    from_dict,
+    make_criterion,
+    measure,
+    score_groups,
+    to_dict,
+)
 from secateur.errors import ConfigError, FileError
 from secateur.sensitivity import (
     Scanned,
@@ -86,6 +97,29 @@ def test_a_plan_from_curves_spares_the_sensitive_group():
     made = secateur.plan(model, x, secateur.Budget(macs=0.6), secateur.PruneConfig(method="dynamic"), curves=scanned)
     for kept in made.groups:
         assert set(kept.keep) == set(scanned[kept.name].order[: len(kept.keep)].tolist())
+
+
+@pytest.mark.parametrize("ranking", [L2(), KLFisher()])
+def test_the_scan_is_a_criterion(ranking):
+    """By name in a plan, the same curves as by hand; a ranking that measures on data gets it."""
+    model, x, _, groups, _ = build()
+    criterion = SensitivityScan(criterion=ranking, levels=(0.5,))
+    scores = score_groups(groups, ranking, Context.of(model, **measure(model, groups, ranking.needs, [x])))
+    by_hand = scan_sensitivity(model, scores, [x], levels=(0.5,)).curves()
+    found = criterion.curves(model, [x]).curves
+    for name, curve in by_hand.items():
+        assert torch.equal(found[name].errors, curve.errors)
+        assert torch.equal(found[name].order, curve.order)
+    config = secateur.PruneConfig(criterion=criterion, method="dynamic")
+    made = secateur.plan(model, x, secateur.Budget(macs=0.6), config, data=[x])
+    assert made.cost_after.macs <= 0.6 * made.cost_before.macs
+    assert from_dict(to_dict(criterion)) == criterion
+
+
+@pytest.mark.parametrize("setting", [{"levels": ()}, {"levels": (0.5, 1.0)}, {"criterion": None}])
+def test_a_scan_of_nothing_is_refused(setting):
+    with pytest.raises(ConfigError, match=r"levels=.* must lie within|criterion=None does not rank units"):
+        SensitivityScan(**setting)
 
 
 def test_a_scan_is_kept_by_its_content(tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ from secateur.criteria.obd import Obd
 from secateur.criteria.obs import Obs
 from secateur.criteria.random import Random
 from secateur.criteria.redundancy import Cosine
+from secateur.criteria.sensitivity import SensitivityScan
 from secateur.criteria.serialize import from_dict, to_dict
 from secateur.criteria.taylor import Taylor
 from secateur.criteria.taylor_activation import TaylorActivation
@@ -72,6 +73,7 @@ __all__ = [
     "Obd",
     "Obs",
     "Random",
+    "SensitivityScan",
     "Taylor",
     "TaylorActivation",
     "TaylorSecond",

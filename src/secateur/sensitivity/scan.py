@@ -19,6 +19,7 @@ from secateur.criteria.gradients import Loss, like_parameters
 from secateur.criteria.kl import kl_divergence, predictions
 from secateur.criteria.reading import run_along
 from secateur.criteria.samples import inputs_of, split
+from secateur.criteria.sensitivity import SensitivityScan
 from secateur.dims.algebra import Leaf
 from secateur.errors import ConfigError
 from secateur.forward import plain_forward
@@ -28,7 +29,6 @@ from secateur.sensitivity.found import Scanned, Sensitivity, read_sensitivity, w
 from secateur.tensors import distinct, named_tensors
 
 log = logging.getLogger("secateur")
-LEVELS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 
 
 def scan_sensitivity(
@@ -36,7 +36,7 @@ def scan_sensitivity(
     scores: Mapping[str, Tensor | ErrorCurve],
     batches: Iterable[Any],
     *,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[float] = SensitivityScan().levels,
     loss: Loss | None = None,
     cache: Path | None = None,
 ) -> Sensitivity:
