@@ -59,7 +59,7 @@ def eliminate(problems: Sequence[Problem], step: float = 1 / 64) -> ErrorCurve:
     while len(left) > 0:
         costs = torch.stack([s.costs(left) for s in states]).sum(0)
         n = min(len(left), max(1, int(step * len(left))))
-        going = costs.argsort(stable=True)[:n]
+        going = len(left) - 1 - costs.flip(0).argsort(stable=True)[:n]  # of equal ones the lower index stays
         spent = sum(s.drop(left[going]) for s in states)
         # Within a step the joint error is shared out in proportion to the single costs.
         shares = costs[going].cumsum(0)

@@ -9,8 +9,9 @@ convolution. n runs over all positions of all samples, g over the groups of a gr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,12 @@ from secateur.record import Op, Trace, Value
 
 aten = torch.ops.aten
 _PRODUCTS = {aten.addmm.default, aten.mm.default, aten.linear.default}
-_TRANSPOSES = {aten.t.default, aten.transpose.int}
+_TRANSPOSES: dict[Any, Callable[..., bool]] = {
+    aten.t.default: lambda: True,
+    aten.transpose.int: lambda a, b: (a - b) % 2 == 1,
+    aten.permute.default: lambda dims: [d % 2 for d in dims] == [1, 0],
+}
+"""Operators that transpose a matrix, where this holds for their arguments behind the matrix."""
 BATCH_NORMS = {
     getattr(aten, name).default
     for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training")
@@ -112,7 +118,7 @@ class Reader:
     @property
     def n_rows(self) -> int:
         """Positions of one batch."""
-        return math.prod(self.y.shape) // self.y.shape[1]
+        return math.prod(self.y.shape) // self.y.shape[1 if self.window is not None else -1]
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as (groups, o, k), float64, detached."""
@@ -189,7 +195,7 @@ def _product(op: Op, makers: Mapping[int, Op], users: Users) -> tuple[Reader, Va
     else:
         x, weight, bias = (*op.args, None)[:3]
     is_transposed = op.target is not aten.linear.default
-    if (maker := makers.get(weight.index)) is not None and maker.target in _TRANSPOSES:
+    if (maker := makers.get(weight.index)) is not None and _is_transpose(maker):
         weight, is_transposed = maker.args[0], not is_transposed
     y = op.outputs[0]
     assert y is not None
@@ -210,9 +216,13 @@ def _shifted(reader: Reader, bias: Value | None, users: Users) -> tuple[Reader, 
     return reader, ""
 
 
+def _is_transpose(op: Op) -> bool:
+    return op.target in _TRANSPOSES and _TRANSPOSES[op.target](*op.args[1:])
+
+
 def _times_read(weight: Value, users: Users) -> int:
     """How many operators read a parameter, be it through a transposed view."""
     return sum(
-        _times_read(op.outputs[0], users) if op.target in _TRANSPOSES and op.outputs[0] is not None else 1
+        _times_read(op.outputs[0], users) if _is_transpose(op) and op.outputs[0] is not None else 1
         for op in users.get(weight.index, [])
     )
