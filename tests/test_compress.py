@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import secateur
-from secateur import Budget, CompressConfig, PruneConfig, compress
+from secateur import Budget, CompressConfig, PruneConfig, compress, trace
 from secateur.compression import MeasureConfig, SplitConfig
 from secateur.data import ArrayDataset, DataSplits
 from secateur.errors import CaptureError, ConfigError, DataError, GroupError, PlanError
@@ -183,3 +184,28 @@ def test_what_is_refused(model, data, labels, error, message):
 def test_an_empty_budget_is_refused():
     with pytest.raises(ConfigError, match="An empty budget"):
         compress(net(), X, budget=Budget())
+
+
+def test_inputs_alone_are_compensated_by_default():
+    """Unlabelled data: nearer to the dense outputs than magnitude pruning at the same budget, and no labels needed."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    x = torch.randn(512, 6)
+    budget = Budget(macs=0.5)
+    by_default = compress(net, x, budget=budget, progress=False)
+    by_magnitude = compress(net, x, budget=budget, config=CompressConfig(finetune=None), progress=False)
+    errors = [(done.model(x) - net(x)).square().mean() for done in (by_default, by_magnitude)]
+    assert errors[0] < 0.2 * errors[1]
+    assert by_default.plan.config["criterion"]["name"] == "elimination"
+    assert "solved for again" in "\n".join(by_default.report.notes)
+
+
+def test_steps_multiply_to_the_budget():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    config = dataclasses.replace(CompressConfig.without_labels(), n_steps=3)
+    done = compress(net, torch.randn(256, 6), budget=Budget(macs=0.4), config=config, progress=False)
+    assert done.plan.cost_before.macs * 0.38 <= done.plan.cost_after.macs <= done.plan.cost_before.macs * 0.4
+    assert trace(done.model, torch.randn(1, 6)).cost().macs == done.plan.cost_after.macs
+    with pytest.raises(ConfigError, match="Steps take fractions"):
+        compress(net, torch.randn(256, 6), budget=Budget(size_bytes=9000), config=config, progress=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 
 import pytest
 
 from secateur.allocate import Budget, Global
+from secateur.compensation import CompensateConfig
 from secateur.criteria import CRITERIA
 from secateur.data import ReadConfig
 from secateur.errors import ConfigError, FileError
@@ -47,7 +49,10 @@ def test_every_criterion_can_be_written(criterion):
 def test_the_default_shows_every_field_of_every_section():
     text = default_recipe()
     data = tomllib.loads(text)
-    assert data.keys() == {f.name for f in dataclasses.fields(Recipe)} == INTRO.keys()
+    assert {*data, "compensate"} == {f.name for f in dataclasses.fields(Recipe)} == INTRO.keys()
+    _, _, rest = text.partition("# [compensate]\n")  # a step that is not taken is shown as comments
+    shown = tomllib.loads(re.sub("^# ", "", rest.partition("\n\n")[0], flags=re.M))
+    assert shown.keys() == {f.name for f in dataclasses.fields(CompensateConfig)}
     for name, table in data.items():
         for f in dataclasses.fields(getattr(Recipe(), name)):
             assert f.name in table or f"# {f.name} is unset" in text

@@ -19,6 +19,7 @@ from typing import Any
 
 from secateur.allocate import Budget, make_method
 from secateur.allocate.methods import ALLOCATIONS
+from secateur.compensation.config import CompensateConfig, ReconstructConfig
 from secateur.compression.config import CalibrationConfig, CompressConfig, MeasureConfig
 from secateur.criteria import from_dict, make_criterion, to_dict
 from secateur.data.sources import ReadConfig
@@ -76,6 +77,7 @@ class Recipe:
     budget: Budget = field(default_factory=lambda: Budget(macs=0.4))
     prune: PruneConfig = field(default_factory=PruneConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    compensate: CompensateConfig | None = None
     finetune: TrainConfig | None = FINETUNE
     measure: MeasureConfig = field(default_factory=lambda: MeasureConfig(batch_size=64, n_threads=1))
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -90,7 +92,11 @@ class Recipe:
     def compress_config(self) -> CompressConfig:
         """Return the part of it that `compress` takes."""
         return CompressConfig(
-            prune=self.prune, finetune=self.finetune, calibration=self.calibration, measure=self.measure
+            prune=self.prune,
+            compensate=self.compensate,
+            finetune=self.finetune,
+            calibration=self.calibration,
+            measure=self.measure,
         )
 
     def with_seed(self, seed: int) -> Recipe:
@@ -109,16 +115,17 @@ INTRO = {
     "model": "The model to compress.",
     "data": "The data, cut into train, validation and test.",
     "read": "How the data is read.",
-    "train": "A step: train the model first. Delete the section for a model that is trained already.",
+    "train": "A step: train the model first. Without the section, it is trained already.",
     "budget": "What may be kept, as fractions of the dense model or with a unit. Where several are given, all hold.",
     "prune": "How to choose what goes.",
     "calibration": "Data for criteria that measure on data.",
-    "finetune": "A step: train the pruned model. Delete the section to leave its weights as they are.",
+    "compensate": "A step: solve for the weights that are left, without labels. Without the section, no such step.",
+    "finetune": "A step: train the pruned model. Without the section, its weights stay as they are.",
     "measure": "How latency is taken.",
     "output": "Where the result goes.",
 }
 REQUIRED = ("model", "data", "budget")
-STEPS = ("train", "finetune")
+STEPS = ("train", "compensate", "finetune")
 
 
 def default_recipe() -> str:
@@ -139,9 +146,11 @@ def write_recipe(recipe: Recipe) -> str:
     parts = []
     for section in dataclasses.fields(recipe):
         value = getattr(recipe, section.name)
-        if value is not None:
-            lines = [f"# {INTRO[section.name]}", f"[{section.name}]", *_lines(value)]
-            parts.append("\n".join(lines) + "\n")
+        shown = _dataclass_in(typing.get_type_hints(Recipe)[section.name])() if value is None else value
+        lines = [f"[{section.name}]", *_lines(shown)]
+        if value is None:  # a step that is not taken shows what it would be
+            lines = [f"# {line}" for line in lines]
+        parts.append("\n".join([f"# {INTRO[section.name]}", *lines]) + "\n")
     return "\n".join(parts)
 
 
@@ -216,10 +225,17 @@ def _read_augment(value: Any) -> Any:
     return TrainConfig.from_dict({"augment": decode(dict[str, Any], value, "augment")}).augment
 
 
+def _read_reconstruct(value: Any) -> Any:
+    if value is False:
+        return None
+    return decode(ReconstructConfig, value, "compensate.reconstruct", is_partial=True)
+
+
 _READERS: dict[tuple[Any, str], Callable[[Any], Any]] = {
     (PruneConfig, "criterion"): _read_criterion,
     (PruneConfig, "method"): _read_method,
     (TrainConfig, "augment"): _read_augment,
+    (CompensateConfig, "reconstruct"): _read_reconstruct,
 }
 
 
@@ -232,6 +248,8 @@ def _plain(kind: type, name: str, value: Any) -> Any:
         return {"name": method.name, **dataclasses.asdict(method)}
     if name == "augment" and value is not None:
         return value.to_dict()
+    if (kind, name) == (CompensateConfig, "reconstruct"):
+        return False if value is None else dataclasses.asdict(value)
     return value
 
 

@@ -36,7 +36,7 @@ class CompensateConfig:
 
     Args:
         max_rows: positions per layer, over all batches, that its moments are taken over.
-        reconstruct: how segments are fitted after the closed form; None leaves it at that.
+        reconstruct: how segments are fitted after the closed form; None, or false in a recipe, leaves it at that.
     """
 
     max_rows: int = 1 << 16

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
+from secateur.allocate import Lagrangian
+from secateur.compensation.config import CompensateConfig
+from secateur.criteria import Elimination
 from secateur.errors import ConfigError
 from secateur.planning import PruneConfig
 from secateur.train.config import TrainConfig
@@ -58,6 +62,8 @@ class CompressConfig:
 
     Args:
         prune: how to choose what goes.
+        n_steps: how many times to prune, each time by the same factor, with compensation and fine-tuning in between.
+        compensate: how to solve for the weights that are left, on inputs without labels; None leaves them.
         finetune: how to train afterwards; None leaves the weights as they are.
         calibration: data for criteria that measure on data.
         measure: how latency is taken.
@@ -65,7 +71,19 @@ class CompressConfig:
     """
 
     prune: PruneConfig = field(default_factory=PruneConfig)
+    n_steps: int = 1
+    compensate: CompensateConfig | None = None
     finetune: TrainConfig | None = field(default_factory=TrainConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+
+    def __post_init__(self) -> None:
+        if self.n_steps < 1:
+            raise ConfigError(f"n_steps={self.n_steps} must be at least 1.")
+
+    @classmethod
+    def without_labels(cls) -> Self:
+        """What `compress` does with inputs alone: structured optimal brain surgeon, and no fine-tuning."""
+        prune = PruneConfig(criterion=Elimination(), method=Lagrangian())
+        return cls(prune=prune, compensate=CompensateConfig(), finetune=None)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from secateur.allocate import Budget
-from secateur.compression.config import CompressConfig
+from secateur.compression.clock import Clock
+from secateur.compression.config import CompressConfig, SplitConfig
 from secateur.compression.material import Material, check_weights, read_material
 from secateur.compression.report import CompressReport, Measured, versions
 from secateur.compression.search import Found, search_budget
-from secateur.criteria import cross_entropy
-from secateur.data.batches import calibration_batches, labels_of
+from secateur.compression.shrink import Shrinker, Shrunk, Tune, placed
+from secateur.data.batches import labels_of
 from secateur.dims.cost import Cost
-from secateur.errors import ConfigError, VerifyError
+from secateur.errors import ConfigError
 from secateur.measure import (
     Latency,
     Metrics,
@@ -31,15 +28,10 @@ from secateur.measure import (
     paired_latency,
     size_bytes,
 )
-from secateur.measure.modes import cpu_threads, device_of, eval_mode
-from secateur.planning import Loss, plan
+from secateur.measure.modes import device_of, eval_mode
+from secateur.planning import Loss
 from secateur.plans import Plan
-from secateur.surgery import apply
 from secateur.train import fit_
-from secateur.verification import VerifyReport, verify
-
-log = logging.getLogger("secateur")
-N_VERIFY = 4  # samples in the numeric proof
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,8 @@ def compress(
             split is cut into train, validation and test; only the last evaluation sees the test part. Where the dense
             model has been trained on the same data, its own numbers are those of data that it knows.
         budget: what may be kept.
-        config: the steps' settings.
+        config: the steps' settings; by default `CompressConfig()` for labelled data, which prunes by L2 and fine-tunes,
+            and `CompressConfig.without_labels()` for inputs alone, which compensates instead.
         labels: (N,), for a tensor of inputs.
         loss: of (outputs, labels), for gradients and fine-tuning; by default cross-entropy, or the model's own.
         metric: of a model in eval mode, larger = better, 0.01 is a point; for `Budget(drop_points=)`. By default the
@@ -91,34 +84,22 @@ def compress(
     >>> small.report.dense.macs, small.report.finetuned.macs
     (96, 48)
     """
-    config = config or CompressConfig()
-    clock = _Clock()
+    split = config.split if config else SplitConfig()
+    clock = Clock()
     with clock.phase("read data"):
-        material = read_material(data, labels, config.split)
+        material = read_material(data, labels, split)
         check_weights(model)
-    example = _placed(material.inputs(1), model)
+    config = config or (CompressConfig() if material.train is not None else CompressConfig.without_labels())
     tune = _tuner(config, material, loss)
-
-    def shrink(tried: Budget) -> tuple[nn.Module, Plan]:
-        made = _plan(model, example, tried, config, material, loss)
-        small = apply(model, made).eval()
-        if tune is not None:
-            tune(small, False)
-        return small, made
-
+    shrink = Shrinker(model, material, config, loss, tune)
     asked, searched = budget, None
     if budget.drop_points is not None:
         with clock.phase("search"):
             searched = _search(model, budget, metric or _validation_accuracy(material), shrink)
         budget = searched.budget
-    with clock.phase("plan"):
-        made = _plan(model, example, budget, config, material, loss)
-    with clock.phase("apply and verify"):
-        small = apply(model, made, verify=False).eval()
-        proof = verify(model, small, made, _placed(material.inputs(N_VERIFY), model))
-        if not proof.is_ok:
-            raise VerifyError(f"The pruned model fails its proof. The original is unchanged.\n{proof}")
-    meter = _Meter(model, material, config, made)
+    done = shrink(budget, clock)
+    small, made = done.model, done.plan
+    meter = _Meter(model, material, config)
     with clock.phase("evaluate dense and pruned"):
         quality = {"dense": meter.quality(model), "pruned": meter.quality(small)}
     if tune is not None:
@@ -133,7 +114,7 @@ def compress(
         is_dense = name == "dense"
         cost, timed = (made.cost_before, pair.dense) if is_dense else (made.cost_after, pair.small)
         stages[name] = _measured(model if is_dense else small, cost, found, timed)
-    report = _report(stages, made, proof, pair, _facts(config, material, asked, clock), searched)
+    report = _report(stages, done, pair, _facts(config, material, asked, clock), searched)
     return Compressed(small, made, report)
 
 
@@ -141,11 +122,13 @@ def _search(
     model: nn.Module,
     budget: Budget,
     metric: Callable[[nn.Module], float],
-    shrink: Callable[[Budget], tuple[nn.Module, Plan]],
+    shrink: Shrinker,
 ) -> Found:
     def attempt(tried: Budget) -> tuple[float, float]:
-        small, made = shrink(tried)
-        return metric(small), made.cost_after.macs / made.cost_before.macs
+        done = shrink(tried, Clock())
+        if shrink.tune is not None:
+            shrink.tune(done.model, False)
+        return metric(done.model), done.plan.cost_after.macs / done.plan.cost_before.macs
 
     with eval_mode(model):
         return search_budget(budget, metric(model), attempt)
@@ -160,7 +143,7 @@ def _validation_accuracy(material: Material) -> Callable[[nn.Module], float]:
     return lambda model: evaluate(model, val).accuracy
 
 
-def _tuner(config: CompressConfig, material: Material, loss: Loss | None) -> Callable[[nn.Module, bool], None] | None:
+def _tuner(config: CompressConfig, material: Material, loss: Loss | None) -> Tune | None:
     """What fine-tunes a model in place, given whether to draw a bar; None where nothing is to be trained."""
     settings, train = config.finetune, material.train
     if settings is None or train is None:
@@ -175,20 +158,6 @@ def _tuner(config: CompressConfig, material: Material, loss: Loss | None) -> Cal
     return tune
 
 
-class _Clock:
-    """Seconds per phase; each phase is logged when it starts."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        log.info("%s", name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
-
-
 @dataclass(frozen=True)
 class _Meter:
     """Measures models against the same dense one."""
@@ -196,7 +165,6 @@ class _Meter:
     dense: nn.Module
     material: Material
     config: CompressConfig
-    plan: Plan
 
     def quality(self, model: nn.Module) -> Metrics | None:
         test = self.material.test
@@ -204,26 +172,12 @@ class _Meter:
 
     def pair(self, small: nn.Module) -> PairedLatency:
         measure = self.config.measure
-        inputs: Any = _placed(self.material.inputs(measure.batch_size), self.dense)
+        inputs: Any = placed(self.material.inputs(measure.batch_size), self.dense)
         threads = measure.n_threads
         once = latency(self.dense, inputs, repeats=1, warmup=1, n_threads=threads).median_ms / 1000
         repeats = max(3, min(measure.repeats, int(measure.max_seconds / (2 * once))))
         warmup = min(10, repeats)
         return paired_latency(self.dense, small, inputs, repeats=repeats, warmup=warmup, n_threads=threads)
-
-
-def _plan(
-    model: nn.Module, example: Any, budget: Budget, config: CompressConfig, material: Material, loss: Loss | None
-) -> Plan:
-    samples, n, seed = material.train or material.samples, config.calibration.n_samples, config.prune.seed
-    calibration = calibration_batches(samples, n, seed=seed, device=device_of(model))
-    with cpu_threads(config.measure.n_threads if budget.is_timed else None):  # time is predicted where it is measured
-        return plan(model, example, budget, config.prune, data=calibration, loss=loss or cross_entropy)
-
-
-def _placed(inputs: Any, model: nn.Module) -> Any:
-    device = device_of(model)
-    return pytree.tree_map_only(Tensor, lambda t: t.to(device), inputs)
 
 
 def _on_batches(loss: Loss) -> Callable[[Any, Any], Tensor]:
@@ -245,7 +199,7 @@ def _measured(model: nn.Module, cost: Cost, quality: Metrics | None, timed: Late
     )
 
 
-def _facts(config: CompressConfig, material: Material, budget: Budget, clock: _Clock) -> dict[str, Any]:
+def _facts(config: CompressConfig, material: Material, budget: Budget, clock: Clock) -> dict[str, Any]:
     seeds = {"split": config.split.seed, "prune": config.prune.seed}
     if config.finetune is not None:
         seeds["finetune"] = config.finetune.seed
@@ -270,14 +224,9 @@ def _prediction(made: Plan, pair: PairedLatency) -> list[str]:
 
 
 def _report(
-    stages: dict[str, Any],
-    made: Plan,
-    proof: VerifyReport,
-    pair: PairedLatency,
-    facts: dict[str, Any],
-    searched: Found | None,
+    stages: dict[str, Any], done: Shrunk, pair: PairedLatency, facts: dict[str, Any], searched: Found | None
 ) -> CompressReport:
-    timed = pair.small
+    timed, made, proof = pair.small, done.plan, done.proof
     how = {name: getattr(timed, name) for name in ("batch_size", "device", "dtype", "n_threads", "repeats")}
     return CompressReport(
         **stages,
@@ -290,6 +239,7 @@ def _report(
         skipped=made.skipped,
         notes=(
             *made.notes,
+            *done.notes,
             *_prediction(made, pair),
             *([searched.note] if searched is not None and searched.note else []),
         ),
