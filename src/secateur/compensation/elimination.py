@@ -15,6 +15,9 @@ from torch import Tensor
 
 from secateur.allocate.curves import ErrorCurve
 
+_COMPACT = 0.8
+"""Columns that left are cut out of the matrices once fewer than this fraction remain."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -80,6 +83,7 @@ class _State:
         self.columns = problem.columns
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.gram))
         self.metric = problem.metric.clone()
+        self.is_left = torch.ones(len(problem.gram), dtype=torch.bool)
 
     def costs(self, units: Tensor) -> Tensor:
         """tr([H^-1]_cc^-1 M_cc) for each unit c, (len(units),)."""
@@ -97,7 +101,19 @@ class _State:
         solved = torch.linalg.solve(rows[:, c], rows)  # A H^-1_C:
         across = self.metric[:, c]
         cost = torch.linalg.solve(rows[:, c], across[c]).trace()
-        change = across @ solved
-        self.metric += solved.T @ (across[c] @ solved) - change - change.T
-        self.inverse -= rows.T @ solved
+        half = across - solved.T @ across[c] / 2
+        self.metric.addmm_(torch.cat([half, solved.T], 1), torch.cat([solved, half.T]), alpha=-1)
+        self.inverse.addmm_(rows.T, solved, alpha=-1)
+        self.is_left[c] = False
+        if int(self.is_left.sum()) < _COMPACT * len(self.is_left):
+            self._compact()
         return max(0.0, float(cost))
+
+    def _compact(self) -> None:
+        """Forget the columns that left: every later step goes through the whole matrices."""
+        stay = self.is_left.nonzero().flatten()
+        places = torch.full((len(self.is_left),), -1)
+        places[stay] = torch.arange(len(stay))
+        self.columns = places[self.columns]
+        self.inverse, self.metric = self.inverse[stay][:, stay], self.metric[stay][:, stay]
+        self.is_left = self.is_left[stay]
