@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.attention import ATTENTION
-from secateur.compensation import CurveConfig
 from secateur.compensation.curves import error_curves
+from secateur.criteria.elimination import Elimination
 
 WIDTH, HEADS, HIDDEN = 12, 3, 16
 
@@ -48,7 +48,7 @@ def test_every_level_is_measured_with_its_own_weights(batches: list[Tensor]) -> 
     torch.manual_seed(0)
     model = Block().eval()
     level = 0.5
-    config = CurveConfig(distance="mse", levels=(level,), n_probe=32)
+    config = Elimination(distance="mse", levels=(level,), n_probe=32)
     curve = error_curves(model, batches, config).curves["up features"]
     k = round(level * HIDDEN)
     x = torch.cat(batches)

@@ -18,7 +18,7 @@ from secateur.allocate.curves import ErrorCurve
 from secateur.compensation.distance import Distance
 from secateur.compensation.elimination import Problem, eliminate
 from secateur.compensation.moments import DAMPING, damped
-from secateur.compensation.readers import Reader, find_readers, find_users
+from secateur.compensation.readers import Reader, find_readers
 from secateur.compensation.refit import equal_batches
 from secateur.criteria.base import Curves
 from secateur.criteria.elimination import Elimination
@@ -195,7 +195,6 @@ class _Gauge:
         self.program = program
         self.distance = distance
         self.levels = config.levels
-        self.users = find_users(program.trace)
         per_batch = program.trace.outputs[0].shape[0] if program.trace.outputs[0].shape else 1
         n = max(1, min(len(batches), config.n_probe // max(1, per_batch)))
         self.runs = [program.start(b) for b in batches[:n]]
@@ -206,7 +205,7 @@ class _Gauge:
         """The curve through the measured distances; between them it is the elimination's, in log-log."""
         size = len(curve.order)
         widths = sorted({max(1, round(level * size)) for level in self.levels} - {size})
-        first = min(self._first_use(layer) for layer, _ in layers)
+        first = min(layer.reader.op for layer, _ in layers)
         for run in self.runs:
             with torch.no_grad():
                 run.advance(first)
@@ -214,10 +213,6 @@ class _Gauge:
         for k in widths:
             points[k] = self._measure(dict(self._narrowed(layer, c, curve.order[:k]) for layer, c in layers))
         return through(curve, points)
-
-    def _first_use(self, layer: Layer) -> int:
-        """The operator that takes the weight first, which may be a transposition far before the reader."""
-        return self.users[self.program.trace.tensors[layer.reader.weight].index][0].index
 
     def _narrowed(self, layer: Layer, columns: Tensor, units: Tensor) -> tuple[int, Tensor]:
         """The weight, solved for with only these units; by the index of its value."""
