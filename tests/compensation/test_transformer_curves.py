@@ -66,6 +66,7 @@ def test_every_level_is_measured_with_its_own_weights(batches: list[Tensor]) -> 
         solved = torch.zeros_like(weight)
         solved[:, stay] = torch.linalg.solve(gram[stay][:, stay], (weight @ gram[:, stay]).T).T
         model.down.weight.copy_(solved)
-        found = [(model(b) - d).double().square().mean() / d.double().var() for b, d in zip(batches, dense.split(8))]
+        pairs = zip(batches, dense.double().split(8), strict=True)
+        found = [(model(b) - d).square().mean() / d.var() for b, d in pairs]
     assert float(curve.errors[k]) == pytest.approx(float(torch.stack(found).mean()), rel=1e-3)
     assert float(curve.errors[k]) > 0
