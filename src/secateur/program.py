@@ -66,6 +66,10 @@ class Program:
         """The index of the last operator that gave a value, in place ones included; -1 for one that none made."""
         return max((op.index for op in self.trace.ops if value in op.outputs), default=-1)
 
+    def is_derived(self, op: Op) -> bool:
+        """True for an operator that is run where its result is read."""
+        return any(v is not None and v.index in self.derived for v in op.outputs)
+
     def start(self, inputs: Inputs) -> Run:
         """A run that stands before the first operator."""
         given = tensors_in(on_device(self.model, inputs))
@@ -133,7 +137,7 @@ class Run:
     def step(self, op: Op) -> None:
         """Run one operator."""
         self.at = op.index + 1
-        if any(v is not None and v.index in self.program.derived for v in op.outputs):
+        if self.program.is_derived(op):
             return
         for value, tensor in zip(op.outputs, self._outputs(op), strict=True):
             if value is not None and value.index not in self.program.fixed:

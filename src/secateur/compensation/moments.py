@@ -32,8 +32,9 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Self:
-        """The moments of x (n, g, k) and y (n, g, o). Products are in the dtype of x, sums over batches in float64."""
-        rows, outs = x.movedim(0, 1), y.movedim(0, 1).to(x.dtype)
+        """The moments of x (n, g, k) and y (n, g, o): products in the dtype of x, at least float32, sums in float64."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        rows, outs = x.movedim(0, 1).to(dtype), y.movedim(0, 1).to(dtype)
         return cls(
             len(x),
             (rows.mT @ rows).double(),

@@ -46,15 +46,15 @@ def reconstruct_(
     """
     fixed = runs[0].program.fixed
     start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
-    fitted = {i: t.clone().requires_grad_() for i, t in start.items()}
+    fitted = {i: _wide(t).clone().requires_grad_() for i, t in start.items()}
     held_out = max(1, len(runs) // _HELD_OUT) if len(runs) > 1 else 0
     seen, unseen = range(len(runs) - held_out), range(len(runs) - held_out, len(runs))
     energy = max(float(sum(t.double().var() for t in targets)) / len(targets), 1e-30)
 
     def loss(i: int, instead: dict[int, Tensor]) -> Tensor:
-        run = runs[i].fork(instead)
+        run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()})
         run.advance(segment.stop)
-        return (run[segment.out] - targets[i]).square().mean() / energy
+        return (_wide(run[segment.out]) - _wide(targets[i])).square().mean() / energy
 
     def unseen_loss(instead: dict[int, Tensor]) -> float:
         return float(sum(loss(i, instead) for i in unseen or seen)) / len(unseen or seen)
@@ -87,6 +87,11 @@ def reconstruct_(
 def _rate(done: float) -> float:
     """Of the first learning rate: up in a line, down in a cosine."""
     return min(1.0, (done + 1e-3) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _wide(t: Tensor) -> Tensor:
+    """At least float32: steps and squares are lost in half precision."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _rms(t: Tensor) -> float:

@@ -158,7 +158,7 @@ class _Job:
     def solve(self, reader: Reader) -> list[Refit]:
         """Bring all runs to a reader and solve for its weight, unless it reads and gives what the dense one does."""
         op = self.pair.ops[reader.op]
-        stream = find_stream(reader, self.users)
+        stream = find_stream(reader, self.users, self.pair.pruned.derived)
         folds: list[list[Moments]] = [[] for _ in range(_N_FOLDS)]
         for i, step in enumerate(self.runs):
             step.dense.advance(op.index)

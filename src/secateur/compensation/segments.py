@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from secateur.compensation.readers import Reader
 from secateur.program import Program
-from secateur.record import Trace, Value
+from secateur.record import Op, Value
 
 _SMALLEST = 2
 """Readers in a segment: one alone has its best weights in closed form already."""
@@ -29,27 +30,42 @@ class Segment:
 
 
 def find_segments(program: Program, readers: list[Reader]) -> list[Segment]:
-    """Segments in order, each with at least two readers and as short as its cuts allow; they cover every reader."""
-    trace = program.trace
+    """Segments in order, each with at least two readers, or the last one, and as short as its cuts allow.
+
+    What lies behind the last cut, such as two heads, is in none.
+    """
     cuts = _cuts(program, readers)
     found: list[Segment] = []
     inside: list[Reader] = []
     for reader, following in zip(readers, [*readers[1:], None], strict=True):
         inside.append(reader)
-        end = len(trace.ops) if following is None else following.op
+        end = len(program.trace.ops) if following is None else following.op
         cut = next((i for i in range(end, reader.op, -1) if i in cuts), None)
         if cut is not None and (len(inside) >= _SMALLEST or following is None):
             start = found[-1].stop if found else 0
-            found.append(_segment(trace, start, cut, cuts[cut], inside))
+            found.append(_segment(program, start, cut, cuts[cut], inside))
             inside = []
     return found
 
 
-def _segment(trace: Trace, start: int, stop: int, out: Value, readers: list[Reader]) -> Segment:
-    outside = {v.index for op in (*trace.ops[:start], *trace.ops[stop:]) for v in op.values}
-    inside = {v.index: v for op in trace.ops[start:stop] for v in op.values if v.source == "parameter"}
+def _segment(program: Program, start: int, stop: int, out: Value, readers: list[Reader]) -> Segment:
+    ops = program.trace.ops
+    inside = _parameters(program, ops[start:stop])
+    outside = _parameters(program, (*ops[:start], *ops[stop:]))
     free = tuple(v for i, v in inside.items() if i not in outside and v.dtype.is_floating_point)
     return Segment(start, stop, out, tuple(readers), free)
+
+
+def _parameters(program: Program, ops: Iterable[Op]) -> dict[int, Value]:
+    """What operators read, be it through what is derived from it where they run, by index."""
+    found: dict[int, Value] = {}
+    for op in ops:
+        read = [] if program.is_derived(op) else op.values
+        while read:
+            derived = [program.derived[v.index] for v in read if v.index in program.derived]
+            found.update({v.index: v for v in read if v.source == "parameter"})
+            read = [v for maker in derived for v in maker.values]
+    return found
 
 
 def _cuts(program: Program, readers: list[Reader]) -> dict[int, Value]:
@@ -65,7 +81,6 @@ def _cuts(program: Program, readers: list[Reader]) -> dict[int, Value]:
         live.update({v.index: v for v in made if v.index in tainted})
         for index in program.dying.get(op.index, ()):
             live.pop(index, None)
-        # Right behind what left it alone: what is derived from weights afterwards belongs to the next segment.
-        if len(live) == 1 and any(v.index in tainted for v in made):
+        if len(live) == 1:
             cuts[op.index + 1] = next(iter(live.values()))
     return cuts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -64,8 +65,12 @@ class Stream:
         return x
 
 
-def find_stream(reader: Reader, users: Users) -> Stream | None:
-    """The sum that a reader's output alone goes into, if there is one."""
+def find_stream(reader: Reader, users: Users, derived: Container[int] = ()) -> Stream | None:
+    """The sum that a reader's output alone goes into, if there is one.
+
+    Args:
+        derived: indices of values that operators make of weights alone, by which an output may be scaled.
+    """
     value = reader.y
     chain: list[Op] = []
     while len(after := users.get(value.index, [])) == 1:
@@ -76,7 +81,8 @@ def find_stream(reader: Reader, users: Users) -> Stream | None:
             return Stream(reader.y, others[0], tuple(chain)) if len(others) == 1 and not op.kwargs else None
         if op.args[0] is not value or not (op.target in _CHAIN or is_constant_copy(op.target)):
             return None
-        if any(isinstance(a, Value) and a.source == "op" for a in op.args[1:]) or op.outputs[0] is None:
+        factors = [a for a in op.args[1:] if isinstance(a, Value) and a.index not in derived]
+        if any(a.source in ("op", "input") for a in factors) or op.outputs[0] is None:
             return None  # scaled by an activation
         chain.append(op)
         value = op.outputs[0]
