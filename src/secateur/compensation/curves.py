@@ -24,7 +24,7 @@ from secateur.criteria.base import Curves
 from secateur.criteria.elimination import Elimination
 from secateur.dims.algebra import leaves
 from secateur.graph import Graph, trace
-from secateur.program import Program
+from secateur.program import Program, Run
 from secateur.tensors import Inputs, named_tensors
 
 log = logging.getLogger("secateur")
@@ -146,13 +146,14 @@ def _observe(
     n_samples = 0
 
     def add(store: dict[str, Tensor], key: str, values: Tensor) -> None:
-        values = values.detach().movedim(0, 1)
+        values = values.detach().movedim(0, 1).to(torch.promote_types(values.dtype, torch.float32))
         found = (values.mT @ values).double()
         store[key] = store[key] + found if key in store else found
 
-    def watch(reader: Reader, y: Tensor) -> None:
+    def watch(reader: Reader, run: Run) -> None:
+        y = run[reader.y]
         if not y.requires_grad:
-            y.requires_grad_()
+            y = run.values[reader.y.index] = y.requires_grad_().clone()  # no leaf: it may be written into
         y.register_hook(lambda grad: add(curvatures, reader.weight, reader.outputs(grad)))  # type: ignore[no-untyped-call]
 
     detached = {i: t.detach() for i, t in program.fixed.items()}
@@ -167,8 +168,8 @@ def _observe(
                     add(grams, reader.weight, seen)
                     rows[reader.weight] = rows.get(reader.weight, 0) + len(seen)
                 run.step(op)
-                if reader is not None:
-                    watch(reader, run[reader.y])
+                if reader is not None and reader.y in run:
+                    watch(reader, run)
             out = run[program.trace.outputs[0]]
             n_samples += len(out)
             if out.requires_grad:
@@ -177,7 +178,9 @@ def _observe(
     for r in readers:
         n_rows = r.n_rows * len(batches)  # before thinning
         gram = damped(grams[r.weight], DAMPING) * (n_rows / rows[r.weight] / n_samples)
-        layers[r.weight] = Layer(r, gram, curvatures.get(r.weight, torch.zeros(1)) / n_rows)  # the output may ignore it
+        n = r.outputs(torch.empty(r.y.shape, device="meta")).shape[2]
+        ignored = gram.new_zeros(len(gram), n, n)  # the output may not depend on it
+        layers[r.weight] = Layer(r, gram, curvatures.get(r.weight, ignored) / n_rows)
     return layers
 
 
