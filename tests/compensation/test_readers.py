@@ -205,6 +205,9 @@ class Odd(nn.Module):
             return self.up(x.unsqueeze(2))
         if self.how == "scaled":
             return torch.addmm(self.up.bias, x, self.plain.weight, beta=0.5)
+        if self.how == "unread":
+            self.plain(x)
+            return x * 2
         shared = self.up.bias if self.how == "shared bias" else self.up.bias * 2
         return linear(x, self.plain.weight, shared) + self.up.bias
 
@@ -215,6 +218,7 @@ SKIPPED = {
     "transposed": ("up.weight", "transposed convolution"),
     "scaled": ("plain.weight", "a scaled product"),
     "shared bias": ("plain.weight", "its bias is no parameter of its own"),
+    "unread": ("plain.weight", "nothing reads what it gives"),
     "computed bias": ("plain.weight", "its bias is no parameter of its own"),
 }
 

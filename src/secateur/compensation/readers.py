@@ -171,7 +171,9 @@ def find_readers(trace: Trace) -> tuple[list[Reader], list[tuple[str, str]]]:
             continue
         if weight.source != "parameter":
             continue  # two activations, or a weight that other tensors make
-        if not reason and (n := _times_read(weight, users)) > 1:
+        if reader.y.index not in users and reader.y not in trace.outputs:
+            reason = "nothing reads what it gives"
+        elif not reason and (n := _times_read(weight, users)) > 1:
             reason = f"read {n} times, so that no single solution fits"
         if reason:
             skipped[weight.key] = reason
