@@ -128,7 +128,7 @@ def timm_model(name: str, side: int, **options: Any) -> tuple[nn.Module, Tensor]
 
 def language_model(name: str, **options: Any) -> tuple[nn.Module, Any]:
     transformers = pytest.importorskip("transformers")
-    config = getattr(transformers, f"{name}Config")(**SIZES, **options)
+    config = getattr(transformers, f"{name}Config")(**(SIZES | options))
     ids = torch.randint(0, networks.VOCABULARY, (2, 6))
     model = getattr(transformers, f"{name}Model")(config)
     return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -148,7 +148,7 @@ REAL = {
     "vit": lambda: timm_model("vit_tiny_patch16_224", 32, depth=2, embed_dim=24),
     "swin": lambda: timm_model("swin_tiny_patch4_window7_224", 56, depths=(1, 2), num_heads=(2, 4), embed_dim=8),
     "bert": lambda: language_model("Bert"),
-    "llama": lambda: language_model("Llama", num_key_value_heads=2),
+    "llama": lambda: language_model("Llama", hidden_size=24, num_attention_heads=6, num_key_value_heads=2),
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.laws import networks
 from tests.laws.pruned import Pristine, largest_difference, run
 from tests.laws.settings import some
-from tests.test_program import others
+from tests.test_program import REAL, others
 from torch import Tensor, nn
 
 import secateur
@@ -261,3 +261,22 @@ def test_batches_must_be_there_and_of_one_shape():
     with pytest.raises(DataError, match="batches differ"):
         compensate_(model, small, plan, [batches[0], batches[0][:5], batches[0]])
     compensate_(model, small, plan, [*batches, batches[0][:5]])
+
+
+@pytest.mark.parametrize("name", ["convolutions in place", "torch transformer", "vit", "swin", "bert"])
+def test_real_networks_come_nearer_to_the_dense_one(name: str):
+    torch.manual_seed(0)
+    model, inputs = REAL[name]()
+    model.eval()
+    batches = [others(inputs, i) for i in range(8)]
+    if isinstance(inputs, dict):
+        batches = [{**inputs, "input_ids": b["input_ids"]} for b in batches]
+    curves = error_curves(model, batches, Elimination(levels=(), distance="mse")).curves
+    plan = lower_part(model, batches[0], curves.keys(), 0.75)
+    assert not plan.is_empty
+    small = secateur.apply(model, plan)
+    before = distance(model, small, batches)
+    report = compensate_(model, small, plan, batches, CompensateConfig(reconstruct=ReconstructConfig(epochs=2)))
+    assert distance(model, small, batches) < before
+    assert report.layers
+    assert all(r.after < r.before for r in report.layers)
