@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from secateur.errors import ConfigError
 
@@ -15,15 +16,25 @@ class ReconstructConfig:
         epochs: passes over the calibration batches, per segment.
         lr: the first step of Adam relative to the root mean square of a weight matrix; a tenth of it for vectors.
         max_readers: segments with more weights than that keep their closed form.
+        end_epochs: passes in which all weights are fitted together at last, to the dense outputs; 0 for none.
+        end_lr: as `lr`, of these passes.
+        distance: between outputs, in these passes: "kl" for logits along the last axis, "mse" otherwise.
         seed: of the order of batches.
     """
 
     epochs: int = 10
     lr: float = 0.02
     max_readers: int = 8
+    end_epochs: int = 0
+    end_lr: float = 0.01
+    distance: Literal["kl", "mse"] = "kl"
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.distance not in ("kl", "mse"):
+            raise ConfigError(f"distance={self.distance!r} is neither 'kl' nor 'mse'.")
+        if self.end_epochs < 0 or not 0 < self.end_lr < 1:
+            raise ConfigError(f"end_epochs={self.end_epochs} must not be negative, end_lr={self.end_lr} in (0, 1).")
         if self.epochs < 1 or self.max_readers < 1 or not 0 < self.lr < 1:
             raise ConfigError(
                 f"epochs={self.epochs} and max_readers={self.max_readers} must be at least 1, lr={self.lr} in (0, 1)."

@@ -8,27 +8,34 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Kind = Literal["kl", "mse"]
+
+
+def distance(kind: Kind, dense: Tensor, other: Tensor) -> Tensor:
+    """The mean over rows of the last axis, in the dtype given; gradients flow.
+
+    "kl": KL(softmax(dense) || softmax(other)) in nats, for logits. "mse": squared difference over the dense variance.
+    """
+    if kind == "mse":
+        return (dense - other).square().mean() / dense.var().clamp(min=torch.finfo(dense.dtype).tiny)
+    log_p, log_q = dense.log_softmax(-1), other.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance between outputs, its mean over the rows of the last axis.
-
-    "kl": KL(softmax(dense) || softmax(other)) in nats, for logits. "mse": squared difference over the dense variance.
+    """A distance between outputs (see `distance`), and what tells of its curvature.
 
     >>> kl = Distance("kl", torch.Generator())
     >>> kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
     0.0
     """
 
-    kind: Literal["kl", "mse"]
+    kind: Kind
     generator: torch.Generator
 
     def __call__(self, dense: Tensor, other: Tensor) -> float:
-        dense, other = dense.double(), other.double()
-        if self.kind == "mse":
-            return float((dense - other).square().mean() / dense.var().clamp(min=torch.finfo(dense.dtype).tiny))
-        log_p, log_q = dense.log_softmax(-1), other.log_softmax(-1)
-        return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+        return max(0.0, float(distance(self.kind, dense.double(), other.double())))
 
     def cotangent(self, out: Tensor) -> Tensor:
         """A random vector v of the shape of `out` with E[v v^T] the distance's second derivative, up to its scale.

@@ -7,7 +7,7 @@ has its error at its end, and few weights; a handful of passes over the calibrat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +27,18 @@ _HELD_OUT = 8  # one batch of so many decides whether the fit is kept
 class Reconstructed:
     """A segment's squared error over the variance of its target, on batches that the fit did not see.
 
+    For the whole network it is the distance of the outputs.
+
     `weights` are the readers' keys. Where the fit did not help, the closed form stays, and `after` equals `before`.
     """
 
     weights: tuple[str, ...]
     before: float
     after: float
+
+
+Loss = Callable[[int, Tensor], Tensor]
+"""Of the index of a batch and what the segment gives for it, in float32 at least."""
 
 
 def reconstruct_(
@@ -44,33 +50,48 @@ def reconstruct_(
         runs: the pruned network's, each before the segment's first operator; they are left there.
         targets: what the segment should give, batch by batch.
     """
+    energy = max(float(sum(t.double().var() for t in targets)) / len(targets), 1e-30)
+
+    def loss(i: int, out: Tensor) -> Tensor:
+        return (out - _wide(targets[i])).square().mean() / energy
+
+    return fit_(segment, runs, loss, config.epochs, config.lr, config.seed)
+
+
+def fit_(segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: float, seed: int) -> Reconstructed:
+    """Fit the parameters of a segment in place to the least mean loss, by Adam.
+
+    Args:
+        runs: the pruned network's, each before the segment's first operator; they are left there.
+        loss: one batch in eight is not fitted to, and decides whether the fit is kept.
+        lr: the first step, relative to the root mean square of a matrix; a tenth of it for vectors.
+    """
     fixed = runs[0].program.fixed
     start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
     fitted = {i: _wide(t).clone().requires_grad_() for i, t in start.items()}
     held_out = max(1, len(runs) // _HELD_OUT) if len(runs) > 1 else 0
     seen, unseen = range(len(runs) - held_out), range(len(runs) - held_out, len(runs))
-    energy = max(float(sum(t.double().var() for t in targets)) / len(targets), 1e-30)
 
-    def loss(i: int, instead: dict[int, Tensor]) -> Tensor:
+    def loss_of(i: int, instead: dict[int, Tensor]) -> Tensor:
         run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()})
         run.advance(segment.stop)
-        return (_wide(run[segment.out]) - _wide(targets[i])).square().mean() / energy
+        return loss(i, _wide(run[segment.out]))
 
     def unseen_loss(instead: dict[int, Tensor]) -> float:
-        return float(sum(loss(i, instead) for i in unseen or seen)) / len(unseen or seen)
+        return sum(float(loss_of(i, instead)) for i in unseen or seen) / len(unseen or seen)
 
     before = unseen_loss(start)
     optimizer = Adam(
-        [{"params": [t], "lr": config.lr * _rms(t) * (1 if t.dim() > 1 else 0.1)} for t in fitted.values()],
+        [{"params": [t], "lr": lr * _rms(t) * (1 if t.dim() > 1 else 0.1)} for t in fitted.values()],
         betas=(0.9, 0.99),
     )
-    total = config.epochs * len(seen)
+    total = epochs * len(seen)
     schedule = LambdaLR(optimizer, lambda step: _rate(step / total))
-    generator = torch.Generator().manual_seed(config.seed)
-    for _ in range(config.epochs):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
         for i in torch.randperm(len(seen), generator=generator).tolist():
             with torch.enable_grad():
-                value = loss(i, fitted)
+                value = loss_of(i, fitted)
             optimizer.zero_grad()
             torch.autograd.backward(value)
             optimizer.step()

@@ -7,18 +7,19 @@ of the network are fitted together (`reconstruct`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from secateur.compensation.config import CompensateConfig
+from secateur.compensation.distance import distance
 from secateur.compensation.moments import Moments, fit
 from secateur.compensation.pair import Lockstep, Pair
 from secateur.compensation.readers import Reader, find_readers, find_users
-from secateur.compensation.reconstruct import Reconstructed, reconstruct_
-from secateur.compensation.segments import Segment, find_segments
+from secateur.compensation.reconstruct import Reconstructed, fit_, reconstruct_
+from secateur.compensation.segments import Segment, find_segments, whole
 from secateur.compensation.streams import Stream, find_stream
 from secateur.errors import DataError
 from secateur.plans import Plan
@@ -122,6 +123,7 @@ def compensate_(
                 fitted += job.reconstruct(segment)
             if progress is not None:
                 progress(i + 1, len(readers))
+        fitted += job.finish(given, readers)
     return CompensateReport(tuple(layers), tuple(fitted), tuple(skipped))
 
 
@@ -199,6 +201,23 @@ class _Job:
             step.pruned.advance(segment.stop)
         self.save()
         return result
+
+    def finish(self, batches: Sequence[Inputs], readers: list[Reader]) -> list[Reconstructed]:
+        """Fit all weights together to the outputs of the dense network, which runs again for each batch."""
+        settings = self.config.reconstruct
+        if settings is None or not settings.end_epochs or not self.has_changed:
+            return []
+        self.runs, self.saved = [], []  # their tensors take the room that gradients need
+        starts = self.pair.start(batches)
+        segment = whole(self.pair.pruned, readers)
+
+        def loss(i: int, out: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                target = starts[i].dense.fork().finish()[0]
+            return distance(settings.distance, target.to(out.dtype), out)
+
+        runs = [step.pruned for step in starts]
+        return [fit_(segment, runs, loss, settings.end_epochs, settings.end_lr, settings.seed)]
 
     def _drops(self, op: int, reader: Reader) -> bool:
         """True where the weight has lost columns: rows alone leave what remains as it was."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from secateur.compensation.readers import Reader
 from secateur.program import Program
 from secateur.record import Op, Value
 
+_EMBEDDING = torch.ops.aten.embedding.default
 _SMALLEST = 2
 """Readers in a segment: one alone has its best weights in closed form already."""
 
@@ -19,7 +22,7 @@ class Segment:
 
     Attributes:
         readers: those inside.
-        parameters: what may be fitted: the floating-point parameters that nothing outside reads.
+        parameters: what may be fitted: the floating-point parameters that nothing outside reads, without embeddings.
     """
 
     start: int
@@ -48,11 +51,17 @@ def find_segments(program: Program, readers: list[Reader]) -> list[Segment]:
     return found
 
 
+def whole(program: Program, readers: list[Reader]) -> Segment:
+    """The network up to its first output."""
+    return _segment(program, 0, len(program.trace.ops), program.trace.outputs[0], readers)
+
+
 def _segment(program: Program, start: int, stop: int, out: Value, readers: list[Reader]) -> Segment:
     ops = program.trace.ops
     inside = _parameters(program, ops[start:stop])
     outside = _parameters(program, (*ops[:start], *ops[stop:]))
-    free = tuple(v for i, v in inside.items() if i not in outside and v.dtype.is_floating_point)
+    tables = _parameters(program, [op for op in ops if op.target is _EMBEDDING])  # calibration data hold few rows
+    free = tuple(v for i, v in inside.items() if i not in outside | tables and v.dtype.is_floating_point)
     return Segment(start, stop, out, tuple(readers), free)
 
 

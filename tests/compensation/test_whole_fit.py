@@ -1,0 +1,68 @@
+"""The last fit: all weights together, to the outputs of the dense network."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur import Budget, PruneConfig, apply, plan
+from secateur.compensation import CompensateConfig, ReconstructConfig, compensate_
+from secateur.compensation.distance import distance
+from secateur.errors import ConfigError
+
+VOCABULARY = 11
+
+
+class Tagger(nn.Module):
+    """Logits of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 6)
+        self.up, self.down, self.head = nn.Linear(6, 24), nn.Linear(24, 6), nn.Linear(6, VOCABULARY)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        return self.head(self.norm(x + self.down(torch.tanh(2 * self.up(x)))))
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(VOCABULARY, (64, 5), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse"])
+def test_the_last_fit_brings_the_outputs_nearer(kind: str, ids: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Tagger()
+    dense = copy.deepcopy(model.state_dict())
+    made = plan(model, ids, Budget(width=0.3), PruneConfig(ignore=("embed",)))
+    found = {}
+    for end_epochs in (0, 20):
+        small = apply(model, made)
+        settings = ReconstructConfig(epochs=1, end_epochs=end_epochs, distance=kind)  # type: ignore[arg-type]
+        report = compensate_(model, small, made, ids.split(8), CompensateConfig(reconstruct=settings))
+        with torch.no_grad():
+            found[end_epochs] = float(distance(kind, model(ids), small(ids)))  # type: ignore[arg-type]
+        assert torch.equal(small.embed.weight, model.embed.weight)
+    assert report.segments[-1].after < report.segments[-1].before
+    assert found[20] < 0.8 * found[0]
+    assert all(torch.equal(t, dense[key]) for key, t in model.state_dict().items())
+
+
+def test_kl_is_the_sum_over_outcomes() -> None:
+    a, b = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = sum(
+        float(p * (p / q).log())
+        for x, y in zip(a, b, strict=True)
+        for p, q in zip(x.softmax(0), y.softmax(0), strict=True)
+    )
+    assert float(distance("kl", a, b)) == pytest.approx(expected / 3)
+
+
+@pytest.mark.parametrize("wrong", [{"end_epochs": -1}, {"end_lr": 0.0}, {"distance": "l1"}])
+def test_settings_are_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        ReconstructConfig(**wrong)  # type: ignore[arg-type]
