@@ -36,13 +36,18 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
             state.restore()
 
 
+_HOOKS = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+"""What torch keeps in every module and no forward writes to."""
+
+
 class _State:
     """What a module holds, to be put back: its training flag, and what its code may keep from a first forward."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.attributes = dict(vars(module))
-        self.contents = [(held, held.copy()) for held in self.attributes.values() if type(held) in (dict, list)]
+        own = (held for name, held in self.attributes.items() if name not in _HOOKS)
+        self.contents = [(held, held.copy()) for held in own if type(held) in (dict, list)]
 
     def restore(self) -> None:
         vars(self.module).clear()

@@ -2,6 +2,7 @@
 
 from secateur.compensation.config import CompensateConfig, ReconstructConfig
 from secateur.compensation.curves import error_curves
+from secateur.compensation.norms import reestimate_norms_
 from secateur.compensation.refit import CompensateReport, Refit, compensate_
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "Refit",
     "compensate_",
     "error_curves",
+    "reestimate_norms_",
 ]
