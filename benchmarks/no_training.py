@@ -12,6 +12,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from secateur import Budget, PruneConfig
 from secateur.allocate import Lagrangian
 from secateur.compensation import CompensateConfig, compensate_, reestimate_norms_
 from secateur.criteria import Elimination
+from secateur.data import ArrayDataset
 from secateur.measure import evaluate
 
 COLUMNS = ("model", "method", "asked", "macs kept", "params kept", "seed", "accuracy", "drop points", "seconds")
+JOBS = ["cifar_resnet20:0.5", "cifar_resnet56:0.5", "cifar_resnet56:0.6667", "cifar_resnet56:0.3333"]
+METHODS = ("compensation", "baselines")
+EXAMPLE = torch.zeros(1, 3, 32, 32)
 Data = tuple[Tensor, Tensor]
 
 
@@ -42,13 +47,14 @@ def torch_pruning(model: nn.Module, x: Tensor, data: list[Data], kept: float, ho
     import torch_pruning as tp
 
     dense = secateur.trace(model, x[:1]).cost().macs
+    importances = {
+        "magnitude": tp.importance.GroupMagnitudeImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+    }
 
     def cut(ratio: float) -> nn.Module:
         small = copy.deepcopy(model)
-        importance = {
-            "magnitude": tp.importance.GroupMagnitudeImportance,
-            "taylor": tp.importance.GroupTaylorImportance,
-        }[how]()
+        importance = importances[how]()
         pruner = tp.pruner.BasePruner(
             small,
             x[:1],
@@ -75,69 +81,72 @@ def torch_pruning(model: nn.Module, x: Tensor, data: list[Data], kept: float, ho
     return cut(high)
 
 
+@dataclass
+class Table:
+    """Rows of one model, written after each, so that a killed run leaves what it has."""
+
+    name: str
+    output: str
+    facts: dict[str, Any]
+    model: nn.Module
+    val: ArrayDataset
+    rows: list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        self.accuracy = evaluate(self.model, self.val).accuracy
+        self.cost = secateur.trace(self.model, EXAMPLE).cost()
+
+    def add(self, method: str, small: nn.Module, kept: float, seed: int, seconds: float) -> None:
+        """Measure a pruned model."""
+        found, now = evaluate(small, self.val).accuracy, secateur.trace(small, EXAMPLE).cost()
+        self.rows.append(
+            {
+                "model": self.name,
+                "method": method,
+                "asked": kept,
+                "macs kept": now.macs / self.cost.macs,
+                "params kept": now.params / self.cost.params,
+                "seed": seed,
+                "accuracy": found,
+                "drop points": 100 * (self.accuracy - found),
+                "seconds": seconds,
+                **self.facts,
+            }
+        )
+        write_rows(self.output, self.rows, COLUMNS)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="folder with the .th files")
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an npz file")
-    parser.add_argument(
-        "--jobs",
-        nargs="+",
-        default=["cifar_resnet20:0.5", "cifar_resnet56:0.5", "cifar_resnet56:0.6667", "cifar_resnet56:0.3333"],
-    )
+    parser.add_argument("--jobs", nargs="+", default=JOBS, help="model:fraction of MACs kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--methods", nargs="+", default=["compensation", "baselines"], choices=["compensation", "baselines"]
-    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--output", default="no_training", help="name of the files in results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     train, val = load_split(args.data, "train"), load_split(args.data, "val")
+    facts = {"samples": args.samples, "threads": args.threads, "machine": machine("torch-pruning")}
     rows: list[dict[str, Any]] = []
-    dense: dict[str, tuple[nn.Module, float, Any]] = {}
-    for job in args.jobs:
-        name, _, kept_text = job.partition(":")
-        kept = float(kept_text)
-        if name not in dense:
-            model = load_weights(name, args.weights)
-            dense[name] = model, evaluate(model, val).accuracy, secateur.trace(model, torch.zeros(1, 3, 32, 32)).cost()
-        model, accuracy, cost = dense[name]
-
-        def record(method: str, small: nn.Module, seed: int, seconds: float) -> None:
-            found, now = evaluate(small, val).accuracy, secateur.trace(small, torch.zeros(1, 3, 32, 32)).cost()
-            row = {
-                "model": name,
-                "method": method,
-                "asked": kept,
-                "macs kept": now.macs / cost.macs,
-                "params kept": now.params / cost.params,
-                "seed": seed,
-                "accuracy": found,
-                "drop points": 100 * (accuracy - found),
-                "seconds": seconds,
-                "samples": args.samples,
-                "threads": args.threads,
-                "machine": machine("torch-pruning"),
-            }
-            rows.append(row)
-            write_rows(args.output, rows, COLUMNS)
-
-        for seed in args.seeds:
-            index = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: args.samples].tolist()
-            x = torch.stack([train[i][0] for i in index])
-            y = torch.tensor([int(train[i][1]) for i in index])
+    for seed in args.seeds:
+        index = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: args.samples].tolist()
+        x = torch.stack([train[i][0] for i in index])
+        y = torch.tensor([int(train[i][1]) for i in index])
+        for job in args.jobs:
+            name, _, kept = job.partition(":")
+            table = Table(name, args.output, facts, load_weights(name, args.weights), val, rows)
             if "compensation" in args.methods:
-                compensated(model, x, kept, seed, record)
+                compensated(table, x, float(kept), seed)
             if "baselines" in args.methods:
-                baselines(model, x, y, kept, seed, record)
+                baselines(table, x, y, float(kept), seed)
 
 
-Record = Callable[[str, nn.Module, int, float], None]
-
-
-def compensated(model: nn.Module, x: Tensor, kept: float, seed: int, record: Record) -> None:
+def compensated(table: Table, x: Tensor, kept: float, seed: int) -> None:
     """Elimination and compensation, with and without the reconstruction of segments."""
+    model = table.model
     start = time.perf_counter()
     batches = [torch.cat([part, part.flip(3)]) for part in x.split(32)]
     config = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(), seed=seed)
@@ -146,14 +155,15 @@ def compensated(model: nn.Module, x: Tensor, kept: float, seed: int, record: Rec
     planned = time.perf_counter() - start
     closed = copy.deepcopy(small)
     compensate_(model, closed, plan, batches, CompensateConfig(reconstruct=None))
-    record("compensation, closed form", closed, seed, time.perf_counter() - start)
+    table.add("compensation, closed form", closed, kept, seed, time.perf_counter() - start)
     again = time.perf_counter()
     compensate_(model, small, plan, batches)
-    record("compensation", small, seed, planned + time.perf_counter() - again)
+    table.add("compensation", small, kept, seed, planned + time.perf_counter() - again)
 
 
-def baselines(model: nn.Module, x: Tensor, y: Tensor, kept: float, seed: int, record: Record) -> None:
+def baselines(table: Table, x: Tensor, y: Tensor, kept: float, seed: int) -> None:
     """Other criteria at the same MACs, each as it is and with batch-norm statistics measured again."""
+    model = table.model
     data = list(zip(x.split(64), y.split(64), strict=True))
     ways: dict[str, Callable[[], nn.Module]] = {
         name: lambda criterion=name: prune(model, x, data, kept, PruneConfig(criterion=criterion, seed=seed))
@@ -166,9 +176,9 @@ def baselines(model: nn.Module, x: Tensor, y: Tensor, kept: float, seed: int, re
     for name, make in ways.items():
         start = time.perf_counter()
         small = make().eval()
-        record(name, small, seed, time.perf_counter() - start)
+        table.add(name, small, kept, seed, time.perf_counter() - start)
         reestimate_norms_(small, x.split(64))
-        record(f"{name}, norms re-estimated", small, seed, time.perf_counter() - start)
+        table.add(f"{name}, norms re-estimated", small, kept, seed, time.perf_counter() - start)
 
 
 if __name__ == "__main__":
