@@ -19,6 +19,7 @@ from secateur.surgery import apply, apply_
 from secateur.verification import VerifyReport, verify
 
 if TYPE_CHECKING:
+    from secateur.compensation import compensate_
     from secateur.compression import CompressConfig, Compressed, compress
     from secateur.files import load, save
     from secateur.frameworks.export import ExportReport, export
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "apply",
     "apply_",
+    "compensate_",
     "compose",
     "compress",
     "export",
@@ -56,6 +58,7 @@ _LATER = {
     "CompressConfig": "secateur.compression",
     "Compressed": "secateur.compression",
     "ExportReport": "secateur.frameworks.export",
+    "compensate_": "secateur.compensation",
     "compress": "secateur.compression",
     "export": "secateur.frameworks.export",
     "load": "secateur.files",
