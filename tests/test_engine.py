@@ -387,3 +387,12 @@ def test_inputs_survive_as_data():
 def test_inputs_that_are_no_data_are_refused():
     with pytest.raises(PlanError, match=r"An example input of type Lock|lock can't be written down"):
         to_spec((X, threading.Lock()))
+
+
+def test_a_mask_of_ones_stays_one_in_the_proof():
+    """Hugging Face's Llama takes another attention path where a mask hides something; this one hides nothing."""
+    mask = {"x": torch.randn(2, 6), "mask": torch.ones(2, 6, dtype=torch.long), "ids": torch.tensor([3, 7])}
+    again = from_spec(to_spec(mask))
+    assert torch.equal(again["mask"], mask["mask"])
+    assert again["ids"].min() >= 3
+    assert again["ids"].max() <= 7

@@ -13,7 +13,8 @@ from secateur.tensors import Inputs
 
 
 def to_spec(inputs: Inputs | Any) -> Any:
-    """Describe inputs in JSON. Values are not kept, but for the range of integers: token ids must stay in range.
+    """Describe inputs in JSON. Values are not kept, but for the range of integers: token ids must stay in range, and a
+    mask of ones, by which code may choose its operators, stays one.
 
     >>> to_spec({"x": torch.zeros(1, 3), "n": 2})
     {'x': {'shape': [1, 3], 'dtype': 'float32'}, 'n': 2}
@@ -21,7 +22,7 @@ def to_spec(inputs: Inputs | Any) -> Any:
     if isinstance(inputs, Tensor):
         spec: dict[str, Any] = {"shape": list(inputs.shape), "dtype": str(inputs.dtype).removeprefix("torch.")}
         if not inputs.dtype.is_floating_point and not inputs.is_meta and inputs.numel():
-            spec["high"] = int(inputs.max()) + 1
+            spec |= {"low": int(inputs.min()), "high": int(inputs.max()) + 1}
         return spec
     if isinstance(inputs, Mapping):
         return {str(key): to_spec(value) for key, value in inputs.items()}
@@ -36,7 +37,7 @@ def to_spec(inputs: Inputs | Any) -> Any:
 
 
 def from_spec(spec: Any, *, seed: int = 0, device: torch.device | str = "cpu") -> Any:
-    """Make inputs of a spec: floats from a standard normal, integers uniform below `high` (2 where unknown).
+    """Make inputs of a spec: floats from a standard normal, integers uniform in [low, high), [0, 2) where unknown.
 
     >>> from_spec([{"shape": [2], "dtype": "int64", "high": 1}])
     (tensor([0, 0]),)
@@ -48,8 +49,11 @@ def from_spec(spec: Any, *, seed: int = 0, device: torch.device | str = "cpu") -
             dtype = getattr(torch, part["dtype"])
             if dtype.is_floating_point or dtype.is_complex:
                 return torch.randn(part["shape"], generator=generator).to(dtype).to(device)
-            high = 2 if dtype == torch.bool else part.get("high", 2)
-            return torch.randint(0, high, part["shape"], generator=generator).to(dtype).to(device)
+            return (
+                torch.randint(part.get("low", 0), part.get("high", 2), part["shape"], generator=generator)
+                .to(dtype)
+                .to(device)
+            )
         if isinstance(part, Mapping):
             return {key: make(value) for key, value in part.items()}
         return tuple(make(value) for value in part) if isinstance(part, list) else part

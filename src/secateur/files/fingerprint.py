@@ -104,9 +104,12 @@ def check_spec(spec: Any) -> None:
     for part in pytree.tree_leaves(spec, is_leaf=is_tensor_spec):
         if not is_tensor_spec(part):
             continue
-        dtype, shape, high = getattr(torch, str(part["dtype"]), None), part["shape"], part.get("high", 2)
+        dtype, shape = getattr(torch, str(part["dtype"]), None), part["shape"]
+        low, high = part.get("low", 0), part.get("high", 2)
         sane = isinstance(shape, list | tuple) and all(type(n) is int and n >= 0 for n in shape)
-        if not (isinstance(dtype, torch.dtype) and sane and type(high) is int and 0 < high < 2**62):
+        if not (
+            isinstance(dtype, torch.dtype) and sane and type(low) is type(high) is int and -(2**62) < low < high < 2**62
+        ):
             raise FileError(f"{part!r} does not describe an input. Save the model again with Secateur.")
         numbers = 1
         for n in shape:
