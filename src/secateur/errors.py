@@ -3,7 +3,7 @@
 SecateurError
 ├── ConfigError          a setting is out of range, unknown or contradicts another
 ├── RegistryError        a key is taken, or nothing is registered under it
-├── CaptureError         the model could not be run on fake tensors
+├── CaptureError         the model could not be run on tensors without memory
 ├── UnsupportedOpError   a rule was asked for an operator that it does not cover
 ├── GroupError           dimensions or slices of one group disagree
 ├── PlanError            a plan does not fit the model, or is not a plan
@@ -33,7 +33,7 @@ class RegistryError(SecateurError, KeyError):
 
 
 class CaptureError(SecateurError):
-    """The model could not be run on fake tensors."""
+    """The model could not be run on tensors without memory."""
 
 
 class UnsupportedOpError(SecateurError):

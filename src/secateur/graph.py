@@ -93,7 +93,7 @@ class Graph:
 
 
 def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
-    """Run `model` once on fake tensors and find what must shrink together.
+    """Run `model` once on tensors without memory and find what must shrink together.
 
     Args:
         model: any module; on the meta device too. It is left as it was found.

@@ -1,6 +1,6 @@
 """Repair: find the numbers in the user's own modules that must change with a width, before any weight is touched.
 
-Parameters of probing widths are put into a skeleton of the model on fake tensors and its forward is captured again.
+Parameters of probing widths are put into a skeleton of the model, without memory, and its forward is captured again.
 The first operator whose shape or argument is not the predicted one names a module, a source line and an axis. A number
 there that equals the old size is bound to the axis; a size that the code computes from two others (`C // num_heads`)
 becomes an equation between their counts; what nothing explains is frozen, with the line as the reason. Each turn costs
