@@ -58,6 +58,11 @@ def reconstruct_(
     return fit_(segment, runs, loss, config.epochs, config.lr, config.seed)
 
 
+def n_fitted(n_batches: int) -> int:
+    """How many batches weights are fitted to; the others, the last ones, decide whether a fit is kept."""
+    return n_batches - max(1, n_batches // _HELD_OUT) if n_batches > 1 else n_batches
+
+
 def fit_(segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: float, seed: int) -> Reconstructed:
     """Fit the parameters of a segment in place to the least mean loss, by Adam.
 
@@ -69,8 +74,8 @@ def fit_(segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: flo
     fixed = runs[0].program.fixed
     start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
     fitted = {i: _wide(t).clone().requires_grad_() for i, t in start.items()}
-    held_out = max(1, len(runs) // _HELD_OUT) if len(runs) > 1 else 0
-    seen, unseen = range(len(runs) - held_out), range(len(runs) - held_out, len(runs))
+    n_seen = n_fitted(len(runs))
+    seen, unseen = range(n_seen), range(n_seen, len(runs))
 
     def loss_of(i: int, instead: dict[int, Tensor]) -> Tensor:
         run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()})

@@ -18,7 +18,7 @@ from secateur.compensation.distance import distance
 from secateur.compensation.moments import Moments, fit
 from secateur.compensation.pair import Lockstep, Pair
 from secateur.compensation.readers import Reader, find_readers, find_users
-from secateur.compensation.reconstruct import Reconstructed, fit_, reconstruct_
+from secateur.compensation.reconstruct import Reconstructed, fit_, n_fitted, reconstruct_
 from secateur.compensation.segments import Segment, find_segments, whole
 from secateur.compensation.streams import Stream, find_stream
 from secateur.errors import DataError
@@ -162,12 +162,14 @@ class _Job:
         op = self.pair.ops[reader.op]
         stream = find_stream(reader, self.users, self.pair.pruned.derived)
         folds: list[list[Moments]] = [[] for _ in range(_N_FOLDS)]
+        # What judges the fits that follow is not solved for, or the closed form would win unfairly.
+        n_seen = len(self.runs) if self.config.reconstruct is None else n_fitted(len(self.runs))
         for i, step in enumerate(self.runs):
             step.dense.advance(op.index)
             step.pruned.advance(reader.op)
             step.dense.step(op)
-            if self.has_changed or self._drops(op.index, reader):
-                thin = reader.thin(i, len(self.runs), self.config.max_rows)
+            if i < n_seen and (self.has_changed or self._drops(op.index, reader)):
+                thin = reader.thin(i, n_seen, self.config.max_rows)
                 target = self._target(step, reader, stream)
                 x = step.pruned[reader.x]
                 folds[i % _N_FOLDS].append(Moments.of(reader.inputs(x, thin), reader.outputs(target, thin)))
