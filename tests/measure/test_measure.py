@@ -156,7 +156,7 @@ def test_latency_measures_time_and_gives_everything_back():
     timed = latency(model, torch.zeros(3, 2), repeats=9, warmup=2, n_threads=1)
     assert model.calls == 11
     assert 4 <= timed.min_ms <= timed.p25_ms <= timed.median_ms <= timed.p75_ms
-    assert timed.median_ms < 400
+    assert timed.median_ms < 40
     assert (timed.batch_size, timed.repeats, timed.n_threads, timed.dtype) == (3, 9, 1, "float32")
     assert model.training
     assert torch.get_num_threads() == threads
@@ -169,8 +169,8 @@ def test_latency_takes_tuples_and_dicts(inputs):
 
 
 def test_paired_latency_gives_the_ratio():
-    pair = paired_latency(Sleeper(0.06), Sleeper(0.005), torch.zeros(1), repeats=7, warmup=1)
-    assert 1.3 < pair.speedup < 12.1  # a loaded machine wakes sleepers late, so it can only bring the ratio nearer to 1
+    pair = paired_latency(Sleeper(0.12), Sleeper(0.04), torch.zeros(1), repeats=7, warmup=1)
+    assert 2 < pair.speedup < 3.2
     assert pair.speedup_p25 <= pair.speedup <= pair.speedup_p75
     assert pair.dense.median_ms > pair.small.median_ms
 

@@ -223,10 +223,10 @@ class _Gauge:
         value = self.program.trace.tensors[reader.weight]
         weight = self.program.fixed[value.index]
         w = reader.matrix(weight)
-        dropped = torch.ones(w.shape[2], dtype=torch.bool)
-        dropped[columns.flatten()] = False
-        dropped[columns[units].flatten()] = True
-        left = dropped.nonzero().flatten()
+        stays = torch.ones(w.shape[2], dtype=torch.bool)
+        stays[columns.flatten()] = False
+        stays[columns[units].flatten()] = True
+        left = stays.nonzero().flatten()
         solved = torch.zeros_like(w)
         gram = layer.gram
         solved[:, :, left] = torch.linalg.solve(gram[:, left][:, :, left], (w @ gram[:, :, left]).mT).mT
