@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -125,6 +125,30 @@ def _resolve(model: nn.Module, fqn: str, path: str) -> tuple[Any, str | int]:
     return holder, parts[-1]
 
 
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model, its tensors included; ties stay ties, and gradients stay behind."""
+    return copy_around(model, {key: like(t, t.detach().clone()) for key, t in distinct(named_tensors(model)).items()})
+
+
+def replace_modules_(model: nn.Module, new: Mapping[str, nn.Module]) -> None:
+    """Put other modules in place of some, by fqn; a module that several names share is replaced under each.
+
+    Raises:
+        PlanError: the model has no such module, or the name is the model itself.
+    """
+    for fqn, module in new.items():
+        try:
+            old = model.get_submodule(fqn)
+            if not fqn:
+                raise AttributeError("that is the model itself")
+        except AttributeError as error:
+            raise PlanError(f"The model has no module '{fqn}' to replace ({error}).") from error
+        for holder in list(model.modules()):
+            for key, child in list(holder._modules.items()):
+                if child is old:
+                    holder._modules[key] = module
+
+
 def _cut_copy(model: nn.Module, plan: Plan) -> nn.Module:
     tensors = distinct(named_tensors(model))
     check_fits(model, plan)
@@ -195,4 +219,13 @@ def _cut_states(
     return changes
 
 
-__all__ = ["AttributeChange", "apply", "apply_", "check_fits", "get_number", "set_number"]
+__all__ = [
+    "AttributeChange",
+    "apply",
+    "apply_",
+    "check_fits",
+    "copy_model",
+    "get_number",
+    "replace_modules_",
+    "set_number",
+]

@@ -75,7 +75,8 @@ def _run_training(solution: Solution, training: Trace) -> None:
 
 
 def _add_tensor(solution: Solution, value: Value) -> None:
-    whole = value.dtype.is_floating_point or value.dtype.is_complex
+    # booleans select and multiply; where their places are taken as numbers, `nonzero` and `index` say so themselves
+    whole = value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool
     reason = None if whole else f"values of the {value.dtype} buffer {value.key} index something"
     dims = tuple(new(n, reason) for n in value.shape)
     solution.dims[value.index] = dims

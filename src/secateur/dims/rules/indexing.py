@@ -22,6 +22,7 @@ def index(op: Node, x: Axes, indices: list[Axes | None]) -> None:
         if t is not None and t.value.dtype == torch.bool:  # a mask stands for as many axes as it has
             for i in range(axis, axis + len(t)):
                 op.freeze(x[i], "indexed by a mask")
+                op.freeze(t[i - axis], "a mask that indexes")
                 at.append(i)
         elif t is not None:
             _look_up(op, x[axis], t)

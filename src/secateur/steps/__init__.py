@@ -1,0 +1,7 @@
+"""The steps of a recipe: each takes a model and gives a smaller one, with the edit that says what it did."""
+
+from __future__ import annotations
+
+from secateur.steps.base import FORMS, STEPS, Context, Done, Step
+
+__all__ = ["FORMS", "STEPS", "Context", "Done", "Step"]
