@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from secateur.coding.base import Coding
 from secateur.errors import PlanError
+from secateur.surgery import copy_model
 from secateur.tensors import modules_of
 
 
@@ -80,15 +79,31 @@ def codings_of(model: nn.Module) -> dict[str, list[Coding]]:
 def bake_(model: nn.Module) -> None:
     """Make every coded weight a plain one of the same value: faster to run, and no longer kept by training."""
     for module in list(model.modules()):
-        for name in _coded(module):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for name, free in _coded(module).items():
+            value = getattr(module, name).detach()
+            _drop(module, name)
+            module.register_parameter(name, nn.Parameter(value, requires_grad=free.requires_grad))
 
 
 def bake(model: nn.Module) -> nn.Module:
     """`bake_` of a copy."""
-    made = copy.deepcopy(model)
+    made = copy_model(model)
     bake_(made)
     return made
+
+
+def _drop(module: nn.Module, name: str) -> None:
+    """Take a parametrization away. Copies share their class, so torch's own removal would take it from them as well."""
+    stacks = module._modules["parametrizations"]
+    assert isinstance(stacks, nn.ModuleDict)
+    del stacks[name]
+    kind = type(module)
+    if not len(stacks):
+        del module._modules["parametrizations"]
+        module.__class__ = kind.__bases__[0]
+        return
+    rest = {key: value for key, value in vars(kind).items() if key not in (name, "__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, rest)
 
 
 def _stacks(module: nn.Module) -> dict[str, nn.Module]:
