@@ -13,7 +13,7 @@ from secateur.errors import GroupError
 CodeColumn = Callable[[Tensor, int], Tensor]
 """Codes one column (…, out), the i-th of its block."""
 ChooseCode = Callable[[Tensor, Tensor, int], CodeColumn]
-"""Looks at a block (…, out, b) that starts at a column, and at its roots (…, 1, b), and says how to code its columns."""
+"""Looks at a block (…, out, b), its roots (…, 1, b) and its first column, and says how to code its columns."""
 
 
 def sweep(weight: Tensor, hessian: Tensor, choose: ChooseCode, *, block: int = 128, damping: float = 0.01) -> Tensor:
@@ -79,8 +79,7 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         raise GroupError("The activations hold NaN or Inf. Check the calibration data and the model's outputs.")
     lower, info = torch.linalg.cholesky_ex(damped(hessian, damping).flip(-1, -2))
     if bool(info.any()):
-        raise GroupError(
-            f"The inputs of this layer are linearly dependent at damping={damping}. Raise it, to 0.01 say."
-        )
+        raise GroupError(f"The inputs of this layer are dependent at damping={damping}. Raise it, to 0.01 say.")
     identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(lower.flip(-1, -2), identity, upper=True)
+    factor: Tensor = torch.linalg.solve_triangular(lower.flip(-1, -2), identity, upper=True)
+    return factor
