@@ -85,6 +85,11 @@ class Edits:
     inputs: Any = None  # example inputs of the model, as `secateur.specs` writes them
     notes: tuple[str, ...] = field(default=(), compare=True)
 
+    @classmethod
+    def of(cls, plan: Plan | Edits) -> Edits:
+        """A plan as the one edit of a list; a list stays what it is."""
+        return plan if isinstance(plan, Edits) else Edits((Prune(plan),), plan.inputs)
+
     def then(self, edit: Edit) -> Edits:
         """These edits and one more; two plans in a row become one."""
         last = self.steps[-1] if self.steps else None
@@ -101,6 +106,8 @@ class Edits:
 
     def to_json(self) -> str:
         """One JSON text; `from_json` of it equals these edits."""
+        if len(self.steps) == 1 and isinstance(only := self.steps[0], Prune) and self == Edits.of(only.plan):
+            return only.plan.to_json()  # a plan alone is a file of its own
         steps = [{"edit": edit.kind, **edit.to_data()} for edit in self.steps]
         data = {"kind": KIND, "schema": SCHEMA, "inputs": self.inputs, "notes": list(self.notes), "edits": steps}
         return json.dumps(data, indent=1, ensure_ascii=False)
@@ -110,6 +117,8 @@ class Edits:
         """Read edits back. Raises PlanError for anything that is not exactly a list of them."""
         try:
             data = json.loads(text)
+            if data.get("kind") == "secateur.plan":
+                return cls.of(Plan.from_json(text))
             if set(data) != {"kind", "schema", "inputs", "notes", "edits"} or data["kind"] != KIND:
                 raise ValueError("the fields are not those of a list of edits")
             if data["schema"] != SCHEMA:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from secateur.coding import Code, Mask, attach_, bake, codable, codings_of
 from secateur.coding.bits import pack_bits, unpack_bits
 from secateur.edits import Edits, Prune
 from secateur.errors import ConfigError, FileError, PlanError
+from secateur.measure import size_bytes
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -147,3 +150,34 @@ def test_two_plans_in_a_row_are_one() -> None:
 def test_what_is_no_list_of_edits_is_refused(text: str) -> None:
     with pytest.raises(PlanError, match="not a list of edits"):
         Edits.from_json(text)
+
+
+def test_masks_are_saved_as_few_bytes_and_come_back(tmp_path: Path) -> None:
+    dense = net()
+    plan = secateur.plan(dense, X, secateur.Budget(width=0.5))
+    small = secateur.apply(dense, plan)
+    masks = masked(small)
+    edits = Edits.of(plan).then(Code.of(masks))
+    folder = secateur.save(small, tmp_path / "sparse", plan=edits)
+    again = secateur.load(folder, net)
+    assert torch.equal(again(X), small(X))
+    assert torch.equal(codings_of(again)["3.weight"][0].mask, masks["3.weight"].mask)
+    plain = secateur.save(bake(small), tmp_path / "plain", plan=plan)
+    sizes = [(f / "model.safetensors").stat().st_size for f in (folder, plain)]
+    assert sizes == [size_bytes(small), size_bytes(bake(small))]
+    n_weights = sum(w.numel() for w in codable(small)[0].values())
+    n_removed = sum(int((~mask.mask).sum()) for mask in masks.values())
+    saved, header = 4 * n_removed - -(-n_weights // 8), 400  # the bitmasks cost a bit a weight
+    assert abs((sizes[1] - sizes[0]) - saved) < header
+
+
+def test_a_model_is_not_saved_with_edits_that_are_not_its_own(tmp_path: Path) -> None:
+    dense = net()
+    plan = secateur.plan(dense, X, secateur.Budget(width=0.5))
+    small = secateur.apply(dense, plan)
+    edits = Edits.of(plan).then(Code.of(masked(small)))
+    with pytest.raises(FileError, match="is mask in Sequential, but not"):
+        secateur.save(small, tmp_path / "a", plan=plan)
+    with pytest.raises(FileError, match="not coded in Sequential, but mask in the edits"):
+        secateur.save(bake(small), tmp_path / "b", plan=edits)
+    assert not any(tmp_path.iterdir())

@@ -41,7 +41,7 @@ def reseal(folder: Path, **changes: object) -> None:
 
 def contents(saved: Saved) -> tuple[object, ...]:
     state = {key: t.tolist() for key, t in saved.model.state_dict().items()}
-    return state, saved.plan, saved.recipe, saved.report, saved.manifest
+    return state, saved.edits, saved.recipe, saved.report, saved.manifest
 
 
 def test_any_flipped_bit_is_found_or_harmless(folder):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import secateur
+from secateur.edits import Edits
 from secateur.errors import FileError
 from secateur.files import open_folder
 from secateur.tensors import as_call, named_tensors, tensors_in
@@ -65,7 +66,7 @@ def test_a_source_needs_no_build_function(cnn, tmp_path):
     )
     saved = open_folder(folder)
     assert torch.equal(saved.model(cnn.inputs), small.eval()(cnn.inputs))
-    assert (saved.plan, saved.recipe, saved.report) == (plan, "a = 1\n", {"accuracy": 0.5})
+    assert (saved.edits, saved.recipe, saved.report) == (Edits.of(plan), "a = 1\n", {"accuracy": 0.5})
 
 
 def test_a_model_built_on_the_meta_device_is_filled(cnn, tmp_path):

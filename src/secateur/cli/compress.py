@@ -18,9 +18,9 @@ from secateur.cli.output import print_json, print_line, print_table
 from secateur.compression import Compressed
 from secateur.compression import compress as run_compress
 from secateur.compression.report import HEADER, row
+from secateur.edits import Prune
 from secateur.errors import ConfigError, FileError
 from secateur.files import check_target, save
-from secateur.plans import compose
 from secateur.recipe import Recipe, read_recipe, write_recipe
 
 log = logging.getLogger("secateur")
@@ -82,12 +82,12 @@ def run_recipe(recipe: Recipe, folder: Path, *, overwrite: bool, trust_source: b
         log.info("train %s for %d epochs", config.source, recipe.train.epochs)
         fit_(opened.model, splits.train, splits.val, recipe.train)
     done = run_compress(opened.model, splits, budget=recipe.budget, config=recipe.compress_config())
-    plan = done.plan if opened.plan is None else compose(opened.plan, done.plan)
+    edits = opened.edits.then(Prune(done.plan))
     log.info("save in %s", folder)
     save(
         done.model,
         folder,
-        plan=plan,
+        plan=edits,
         source=opened.source,
         recipe=write_recipe(recipe),
         report=done.report.to_dict(),

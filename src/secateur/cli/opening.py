@@ -13,9 +13,9 @@ from torch import nn
 
 from secateur.compression import check_weights
 from secateur.data import DataSplits, ReadConfig, load_data
+from secateur.edits import Edits
 from secateur.errors import CaptureError, ConfigError
 from secateur.files import load_weights, open_folder
-from secateur.plans import Plan
 from secateur.recipe import DataConfig, Recipe, read_recipe_text
 from secateur.sources import build_model, example_input
 from secateur.specs import from_spec
@@ -23,12 +23,12 @@ from secateur.specs import from_spec
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with what is known about it. `plan` leads from `source` to the model, where it was a saved one."""
+    """A model with what is known about it. `edits` lead from `source` to the model, where it was a saved one."""
 
     model: nn.Module
     name: str
     source: str | None
-    plan: Plan | None = None
+    edits: Edits = Edits()
     recipe: Recipe | None = None
 
     def inputs(self, shape: tuple[int, ...] | None = None, data: DataSplits | None = None) -> Any:
@@ -37,8 +37,8 @@ class Opened:
             return torch.zeros(shape)
         if data is not None:
             return data.train.fetch([0])[0]
-        if self.plan is not None:
-            return from_spec(self.plan.inputs)
+        if self.edits.inputs is not None:
+            return from_spec(self.edits.inputs)
         found = None if self.source is None else example_input(self.source, self.model)
         if found is None:
             raise ConfigError(f"Nobody knows what '{self.name}' takes. Give --input-shape, for example 1,3,224,224.")
@@ -57,7 +57,7 @@ def open_model(source: str, *, weights: Path | str | None = None, seed: int = 0,
             raise ConfigError(f"'{source}' is a saved model with weights of its own. Leave --weights out.")
         saved = open_folder(source, trust_source=trust_source)
         recipe = None if saved.recipe is None else read_recipe_text(saved.recipe, where=f"recipe.toml in '{source}'")
-        opened = Opened(saved.model, source, saved.manifest.source, saved.plan, recipe)
+        opened = Opened(saved.model, source, saved.manifest.source, saved.edits, recipe)
     else:
         torch.manual_seed(seed)
         model = build_model(source)

@@ -26,10 +26,11 @@ from secateur.cli.output import print_json, print_line, print_table
 from secateur.compression.config import CalibrationConfig
 from secateur.criteria import CRITERIA
 from secateur.data import DataSplits
+from secateur.edits import Prune
 from secateur.errors import ConfigError, VerifyError
 from secateur.files import check_target, save
 from secateur.planning import PruneConfig, plan
-from secateur.plans import Plan, compose
+from secateur.plans import Plan
 from secateur.surgery import apply
 from secateur.verification import VerifyReport, verify
 
@@ -86,7 +87,7 @@ def prune(
     proof = verify(opened.model, small, made)
     if not proof.is_ok:
         raise VerifyError(f"The pruned model fails its proof, and nothing was saved.\n{proof}")
-    whole = made if opened.plan is None else compose(opened.plan, made)
+    whole = opened.edits.then(Prune(made))
     save(small, output, plan=whole, source=opened.source, overwrite=force)
     _print(opened, made, proof, output, is_json=json)
 

@@ -6,5 +6,18 @@ from secateur.coding.attach import attach_, bake, bake_, codable, codings_of
 from secateur.coding.base import CODINGS, Coding
 from secateur.coding.edit import Code
 from secateur.coding.mask import Mask
+from secateur.coding.storage import pack_state, unpack_state
 
-__all__ = ["CODINGS", "Code", "Coding", "Mask", "attach_", "bake", "bake_", "codable", "codings_of"]
+__all__ = [
+    "CODINGS",
+    "Code",
+    "Coding",
+    "Mask",
+    "attach_",
+    "bake",
+    "bake_",
+    "codable",
+    "codings_of",
+    "pack_state",
+    "unpack_state",
+]

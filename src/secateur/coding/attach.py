@@ -44,7 +44,7 @@ def attach_(model: nn.Module, key: str, coding: Coding) -> None:
     """Put a coding on a weight, on top of those that are there; the free weight stays what it is.
 
     Raises:
-        PlanError: the model has no such weight, or something else computes it.
+        PlanError: the model has no such weight, something else computes it, or it is coded by more than masks already.
 
     >>> import torch
     >>> from secateur.coding.mask import Mask
@@ -61,6 +61,8 @@ def attach_(model: nn.Module, key: str, coding: Coding) -> None:
         raise PlanError(f"The model has no weight '{key}'. The codings were made for another architecture.") from error
     if not isinstance(weight, Tensor) or (parametrize.is_parametrized(module, name) and name not in _coded(module)):
         raise PlanError(f"'{key}' is no weight that can be coded. Leave it out.")
+    if below := [c.kind for c in codings_of(module).get(name, []) if c.kind != "mask"]:
+        raise PlanError(f"'{key}' is coded as {below[0]} already, and only a mask may lie below another coding.")
     was_training = module.training
     # unsafe: it skips a trial call, not a check that matters here: a coding keeps shape and dtype by contract.
     parametrize.register_parametrization(module, name, coding.train(was_training), unsafe=True)

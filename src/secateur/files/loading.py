@@ -1,4 +1,4 @@
-"""Loading a saved folder: build the architecture, replay the plan, read the weights, check the fingerprint."""
+"""Loading a saved folder: build the architecture, replay the edits, read the weights, check the fingerprint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError, FileError, PlanError, SecateurError
+from secateur.edits import Edits
+from secateur.errors import ConfigError, FileError, PlanError, RegistryError, SecateurError
 from secateur.files.fingerprint import check_spec, differences, take_fingerprint
 from secateur.files.manifest import PLAN, RECIPE, REPORT, WEIGHTS, Manifest, check_file, read_manifest, read_text
 from secateur.files.state import State, fill, read_tensors
-from secateur.plans import Plan
 from secateur.sources import build_model, parse_source
-from secateur.surgery import apply
 
 Build = Callable[[], nn.Module]
 MAX_DENSE = 2**27  # parameters that a stored source may always have
@@ -29,7 +28,7 @@ class Saved:
     """A loaded folder: the model in eval mode, and what was saved along."""
 
     model: nn.Module
-    plan: Plan
+    edits: Edits
     manifest: Manifest
     recipe: str | None = None
     report: Any = None
@@ -60,28 +59,28 @@ def load(folder: str | os.PathLike[str], build: Build | None = None, *, trust_so
 
 
 def open_folder(folder: str | os.PathLike[str], build: Build | None = None, *, trust_source: bool = False) -> Saved:
-    """`load`, with the plan, recipe and report beside the model."""
+    """`load`, with the edits, recipe and report beside the model."""
     root = Path(folder)
     manifest = read_manifest(root)
     for name, entry in manifest.files.items():
         check_file(root / name, entry)
     tensors = read_tensors(root / WEIGHTS)
     state = _state(root, manifest, tensors)
-    n_numbers = sum(t.numel() for t in tensors.values())
-    plan = _read_plan(root / PLAN, n_numbers)
+    n_numbers = sum(t.numel() * (8 if t.dtype == torch.uint8 else 1) for t in tensors.values())  # codes are packed
+    edits = _read_edits(root / PLAN, n_numbers)
     check_spec(manifest.fingerprint.inputs)
     with torch.random.fork_rng():
         dense = _build(root, manifest, build, trust_source=trust_source, n_numbers=n_numbers)
     origin = "build()" if build is not None else f"'{manifest.source}'"
     try:
-        small = apply(dense, plan, verify=False)
-    except (PlanError, AttributeError, LookupError, TypeError, ValueError) as error:
+        small = edits.replay(dense)
+    except (PlanError, ConfigError, RegistryError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FileError(f"The plan in '{root}' does not fit the model of {origin}: {error}") from error
     model = fill(small, state, str(root / WEIGHTS)).eval()
     _check_fingerprint(model, manifest, root, origin)
     return Saved(
         model,
-        plan,
+        edits,
         manifest,
         recipe=read_text(root / RECIPE) if RECIPE in manifest.files else None,
         report=_json(root / REPORT) if REPORT in manifest.files else None,
@@ -133,7 +132,7 @@ def _state(root: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> 
     return state
 
 
-def _read_plan(path: Path, n_numbers: int) -> Plan:
+def _read_edits(path: Path, n_numbers: int) -> Edits:
     """Read a plan after a look at its sizes: one short run of kept indices may stand for any number of them."""
     text = read_text(path)
     try:
@@ -146,7 +145,7 @@ def _read_plan(path: Path, n_numbers: int) -> Plan:
                 raise FileError(
                     f"'{path}' would change {table['path']!r}, which is no number of a model. Don't load it."
                 )
-        return Plan.from_json(text)
+        return Edits.from_json(text)
     except (ValueError, TypeError, RecursionError, PlanError) as error:
         raise FileError(f"'{path}' is not a plan: {error}") from error
 

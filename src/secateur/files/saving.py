@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from secateur._version import __version__
+from secateur.coding import Code, codings_of
+from secateur.edits import Edits, Prune
 from secateur.errors import FileError, SecateurError
 from secateur.files.atomic import new_folder
 from secateur.files.fingerprint import Fingerprint, cast_spec, check_spec, take_fingerprint
@@ -20,7 +22,6 @@ from secateur.files.state import State, fill, state_of, write_tensors
 from secateur.plans import Plan
 from secateur.sources import build_model
 from secateur.specs import to_spec
-from secateur.surgery import apply
 from secateur.tensors import Inputs, named_tensors
 
 
@@ -28,7 +29,7 @@ def save(
     small: nn.Module,
     folder: str | os.PathLike[str],
     *,
-    plan: Plan,
+    plan: Plan | Edits,
     source: str | None = None,
     recipe: str | None = None,
     report: Mapping[str, Any] | None = None,
@@ -40,7 +41,7 @@ def save(
     Args:
         small: what `apply` gave, fine-tuned or not, in any dtype.
         folder: it must not exist, unless `overwrite`; then it must be a saved model and nothing else.
-        plan: from the architecture that `source` (or the caller of `load`) builds to `small`.
+        plan: from the architecture that `source` (or the caller of `load`) builds to `small`; or several edits.
         source: how to build that architecture, such as "torchvision:resnet18"; it is built once to see that it fits.
         recipe, report: TOML text and JSON data to keep along.
         inputs: example inputs for the fingerprint; only shapes and dtypes are kept. By default the plan's.
@@ -60,12 +61,13 @@ def save(
     """
     target = Path(os.path.abspath(folder))
     check_target(target, overwrite=overwrite)
-    _check_planned(small, plan)
+    edits = Edits.of(plan)
+    _check_planned(small, edits)
     state = state_of(small)
-    fingerprint = _fingerprint(small, plan.inputs if inputs is None else to_spec(inputs))
+    fingerprint = _fingerprint(small, edits.inputs if inputs is None else to_spec(inputs))
     if source is not None:
-        _check_source(source, plan, state)
-    texts = {PLAN: plan.to_json()}
+        _check_source(source, edits, state)
+    texts = {PLAN: edits.to_json()}
     if recipe is not None:
         texts[RECIPE] = recipe
     if report is not None:
@@ -108,14 +110,25 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def _check_planned(small: nn.Module, plan: Plan) -> None:
-    tensors = named_tensors(small)
-    for key in plan.tensors:
+def _check_planned(small: nn.Module, edits: Edits) -> None:
+    """The codings must be those of the edits, and what a last plan changed must be as it left it."""
+    planned = {key: kind for edit in edits.steps if isinstance(edit, Code) for key, (kind, _) in edit.weights.items()}
+    coded = {key: stack[-1].kind for key, stack in codings_of(small).items()}
+    if wrong := sorted(key for key in planned.keys() | coded.keys() if planned.get(key) != coded.get(key)):
+        raise FileError(
+            f"'{wrong[0]}' is {coded.get(wrong[0], 'not coded')} in {type(small).__name__}, but"
+            f" {planned.get(wrong[0], 'not coded')} in the edits. Pass the edits of all steps, and a model that is"
+            " not baked."
+        )
+    last, tensors = edits.steps[-1] if edits.steps else None, named_tensors(small)
+    if not isinstance(last, Prune):
+        return
+    for key in last.plan.tensors:
         shape = tuple(tensors[key].shape) if key in tensors else None
-        if shape != plan.shape_after(key):
+        if shape != last.plan.shape_after(key):
             raise FileError(
                 f"{type(small).__name__} is not what this plan makes: '{key}' is {shape or 'missing'}, the plan leaves"
-                f" {plan.shape_after(key)}. Pass the model that secateur.apply gave, with its own plan."
+                f" {last.plan.shape_after(key)}. Pass the model that secateur.apply gave, with its own plan."
             )
 
 
@@ -137,11 +150,11 @@ def _fingerprint(small: nn.Module, spec: Any) -> Fingerprint:
     raise AssertionError
 
 
-def _check_source(source: str, plan: Plan, state: State) -> None:
+def _check_source(source: str, edits: Edits, state: State) -> None:
     with torch.random.fork_rng():
         dense = build_model(source)
     try:
-        fill(apply(dense, plan, verify=False), state, "the model to save")
+        fill(edits.replay(dense), state, "the model to save")
     except SecateurError as error:
         raise FileError(
             f"'{source}' does not build the architecture that was pruned: {error}"

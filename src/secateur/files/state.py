@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from secateur.coding import pack_state, unpack_state
 from secateur.errors import FileError
 from secateur.tensors import copy_around, named_tensors
 
@@ -29,7 +30,7 @@ class State:
 
 
 def state_of(model: nn.Module) -> State:
-    """Collect a model's tensors; nothing is copied.
+    """Collect a model's tensors; nothing is copied, and coded weights are packed.
 
     Raises:
         FileError: the state dict holds something that is no tensor of the model, or tensors without values.
@@ -53,6 +54,7 @@ def state_of(model: nn.Module) -> State:
             tensors[key] = t
         else:
             tied[key] = first
+    tensors = pack_state(model, tensors)
     constants = {key: str(t.dtype).removeprefix("torch.") for key, t in named.items() if key not in set(keys)}
     return State(tensors, tied, constants)
 
@@ -104,6 +106,7 @@ def fill(small: nn.Module, state: State, origin: str) -> nn.Module:
         small: the replayed architecture; its tensors may be on the meta device, those outside the state dict excepted.
         origin: the file, for messages.
     """
+    state = State(unpack_state(small, state.tensors), state.tied, state.constants)
     named = named_tensors(small)
     keys = set(small.state_dict())
     given = {**state.tensors, **{key: state.tensors[first] for key, first in state.tied.items()}}

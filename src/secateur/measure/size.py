@@ -2,7 +2,8 @@
 
 What the numbers mean: `size_bytes` is the exact length of the `.safetensors` file that holds the state dict (parameters
 and persistent buffers), with its header and with a tensor that occurs under several names stored once, under the first.
-It is not memory in use, and not a compressed file. `count_parameters` counts numbers, tied ones once, no buffers.
+Coded weights (`secateur.coding`) count as they are packed.
+It is not memory in use. `count_parameters` counts numbers, tied ones once, no buffers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import torch
 from torch import Tensor, nn
 
+from secateur.coding import pack_state
 from secateur.errors import DataError
 
 # The order in which safetensors lays tensors out: wide types first, then by name.
@@ -66,7 +68,7 @@ def size_bytes(model: nn.Module) -> int:
     >>> size_bytes(nn.Linear(10, 10))  # 8 + 128 of header, 440 of numbers
     576
     """
-    state = unique_state(model)
+    state = pack_state(model, unique_state(model))
     unknown = sorted(f"{key} ({t.dtype})" for key, t in state.items() if t.dtype not in _TYPES)
     if unknown:
         raise DataError(f"safetensors cannot hold {', '.join(unknown)}. Unpack quantized tensors to integers first.")

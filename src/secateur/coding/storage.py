@@ -1,0 +1,86 @@
+"""A model's tensors as the file holds them: coded weights by their few bytes, everything else as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from secateur.coding.attach import codings_of
+from secateur.coding.base import Coding
+from secateur.coding.mask import Mask
+from secateur.errors import FileError
+
+SEPARATOR = "::"
+"""Between a weight's key and the name of one of its packed tensors; no key of a state dict holds it."""
+
+
+def pack_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put packed tensors in place of those that coded weights are made of.
+
+    The topmost coding of a weight writes it. Masks below it need no bytes: where the coded weight is zero, it is
+    masked. So a weight that is kept but rounded to zero counts as removed from then on; what the model computes stays.
+
+    Args:
+        model: with codings or without.
+        tensors: its state by key, as `state_dict` names it; values are not copied.
+    """
+    packed = dict(tensors)
+    for key, stack in codings_of(model).items():
+        for name in _own(model, key):
+            packed.pop(name, None)
+        fqn, _, name = key.rpartition(".")
+        weight = getattr(model.get_submodule(fqn), name).detach()
+        packed |= {f"{key}{SEPARATOR}{name}": t for name, t in stack[-1].pack(weight).items()}
+    return packed
+
+
+def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `pack_state`, for a model with blank codings, which take on what belongs to them.
+
+    Raises:
+        FileError: a coded weight has no packed tensors, or they are not what its coding makes.
+    """
+    tensors = {key: t for key, t in packed.items() if SEPARATOR not in key}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key in packed.keys() - tensors.keys():
+        owner, _, name = key.partition(SEPARATOR)
+        parts.setdefault(owner, {})[name] = packed[key]
+    stacks = codings_of(model)
+    if wrong := sorted(stacks.keys() ^ parts.keys()):
+        where = "the file" if wrong[0] in stacks else "the model"
+        raise FileError(f"'{wrong[0]}' is not coded in {where}. Give the folder with the plan that it was saved with.")
+    for key, stack in stacks.items():
+        try:
+            weight = stack[-1].unpack(parts[key])
+        except FileError as error:
+            raise FileError(f"'{key}' can't be unpacked: {error}") from error
+        _set_masks(stack, weight)
+        free = f"{_prefix(key)}original"
+        for name in _own(model, key):
+            tensors[name] = weight if name == free else _find(model, name)
+    return tensors
+
+
+def _set_masks(stack: list[Coding], weight: Tensor) -> None:
+    for coding in stack[:-1]:
+        assert isinstance(coding, Mask)  # `attach_` lets nothing else lie below
+        coding.mask = (weight != 0).to(coding.mask.device)
+
+
+def _prefix(key: str) -> str:
+    fqn, _, name = key.rpartition(".")
+    return f"{fqn}.parametrizations.{name}." if fqn else f"parametrizations.{name}."
+
+
+def _own(model: nn.Module, key: str) -> list[str]:
+    """State-dict keys of a coded weight: the free one, and what its codings hold."""
+    fqn, _, name = key.rpartition(".")
+    stack = model.get_submodule(f"{fqn}.parametrizations.{name}" if fqn else f"parametrizations.{name}")
+    return [_prefix(key) + inner for inner in stack.state_dict()]
+
+
+def _find(model: nn.Module, name: str) -> Tensor:
+    owner, _, last = name.rpartition(".")
+    found: Tensor = getattr(model.get_submodule(owner), last)
+    return found.detach()
