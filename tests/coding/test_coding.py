@@ -57,10 +57,10 @@ def test_a_mask_comes_back_from_its_bytes() -> None:
     mask = Mask(weight > 0)
     packed = mask.pack(mask(weight))
     again = Mask.blank(weight, mask.settings())
-    assert torch.equal(again.unpack(packed), mask(weight))
+    assert torch.equal(again.unpack(packed, weight.shape), mask(weight))
     assert torch.equal(again.mask, mask.mask)
     with pytest.raises(FileError, match="keeps"):
-        again.unpack({**packed, "values": packed["values"][1:]})
+        again.unpack({**packed, "values": packed["values"][1:]}, weight.shape)
 
 
 def test_pruning_slices_masks_along() -> None:

@@ -19,7 +19,7 @@ class Coding(nn.Module):
 
     Laws, for every weight w of the right shape:
         forward(forward(w)) = forward(w)
-        blank(w, settings()).unpack(pack(forward(w))) = forward(w), to the last bit
+        blank(w, settings()).unpack(pack(forward(w)), w.shape) = forward(w), to the last bit
     """
 
     kind: ClassVar[str]
@@ -46,9 +46,11 @@ class Coding(nn.Module):
         """The coded weight as few bytes: contiguous tensors by short names, as the file holds them."""
         raise NotImplementedError
 
-    def unpack(self, packed: Mapping[str, Tensor]) -> Tensor:
+    def unpack(self, packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         """The coded weight again, to the last bit; takes on the values (scale, codebook) that came along.
 
+        Args:
+            shape: of the weight, as it is now: pruning may have come between `blank` and this.
         Raises:
             FileError: the tensors are not what `pack` makes for this shape. They may come from a hostile file.
         """

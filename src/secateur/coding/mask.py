@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -51,12 +52,12 @@ class Mask(Coding):
         kept = weight != 0
         return {"bits": pack_bits(kept.flatten(), 1), "values": weight[kept]}
 
-    def unpack(self, packed: Mapping[str, Tensor]) -> Tensor:
+    def unpack(self, packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         """Put the values back in their places; the mask becomes those places."""
         if packed.keys() != {"bits", "values"}:
             raise FileError(f"A mask is stored as 'bits' and 'values', not as {sorted(packed)}. Restore the file.")
         values = packed["values"]
-        kept = unpack_bits(packed["bits"], 1, self.mask.numel()).bool().reshape(self.mask.shape)
+        kept = unpack_bits(packed["bits"], 1, math.prod(shape)).bool().reshape(shape)
         if values.ndim != 1 or int(kept.sum()) != len(values):
             raise FileError(f"A mask keeps {int(kept.sum())} weights, but {tuple(values.shape)} values are stored.")
         self.mask = kept.to(self.mask.device)

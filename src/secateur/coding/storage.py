@@ -51,12 +51,12 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, Te
         where = "the file" if wrong[0] in stacks else "the model"
         raise FileError(f"'{wrong[0]}' is not coded in {where}. Give the folder with the plan that it was saved with.")
     for key, stack in stacks.items():
+        free = f"{_prefix(key)}original"
         try:
-            weight = stack[-1].unpack(parts[key])
+            weight = stack[-1].unpack(parts[key], tuple(_find(model, free).shape))
         except FileError as error:
             raise FileError(f"'{key}' can't be unpacked: {error}") from error
         _set_masks(stack, weight)
-        free = f"{_prefix(key)}original"
         for name in _own(model, key):
             tensors[name] = weight if name == free else _find(model, name)
     return tensors
