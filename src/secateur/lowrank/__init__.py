@@ -1,0 +1,10 @@
+"""Low rank: layers as chains of thinner ones, and back."""
+
+from __future__ import annotations
+
+from secateur.lowrank.edit import Factors, merge
+from secateur.lowrank.forms import FORMS
+from secateur.lowrank.layers import Factored
+from secateur.lowrank.step import Factorize
+
+__all__ = ["FORMS", "Factored", "Factorize", "Factors", "merge"]
