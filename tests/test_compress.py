@@ -203,9 +203,9 @@ def test_inputs_alone_are_compensated_by_default():
 def test_steps_multiply_to_the_budget():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
-    config = dataclasses.replace(CompressConfig.without_labels(), n_steps=3)
+    config = dataclasses.replace(CompressConfig.without_labels(), n_rounds=3)
     done = compress(net, torch.randn(256, 6), budget=Budget(macs=0.4), config=config, progress=False)
     assert done.plan.cost_before.macs * 0.38 <= done.plan.cost_after.macs <= done.plan.cost_before.macs * 0.4
     assert trace(done.model, torch.randn(1, 6)).cost().macs == done.plan.cost_after.macs
-    with pytest.raises(ConfigError, match="Steps take fractions"):
+    with pytest.raises(ConfigError, match="Rounds take fractions"):
         compress(net, torch.randn(256, 6), budget=Budget(size_bytes=9000), config=config, progress=False)

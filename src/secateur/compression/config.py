@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
-from secateur.allocate import Lagrangian
+from secateur.allocate import Budget, Lagrangian
 from secateur.compensation.config import CompensateConfig
 from secateur.criteria import Elimination
 from secateur.errors import ConfigError
 from secateur.planning import PruneConfig
+from secateur.steps.prune import Prune
 from secateur.train.config import TrainConfig
 
 
@@ -62,7 +63,7 @@ class CompressConfig:
 
     Args:
         prune: how to choose what goes.
-        n_steps: how many times to prune, each time by the same factor, with compensation and fine-tuning in between.
+        n_rounds: how many times to prune, each time by the same factor, with compensation and fine-tuning in between.
         compensate: how to solve for the weights that are left, on inputs without labels; None leaves them.
         finetune: how to train afterwards; None leaves the weights as they are.
         calibration: data for criteria that measure on data.
@@ -71,7 +72,7 @@ class CompressConfig:
     """
 
     prune: PruneConfig = field(default_factory=PruneConfig)
-    n_steps: int = 1
+    n_rounds: int = 1
     compensate: CompensateConfig | None = None
     finetune: TrainConfig | None = field(default_factory=TrainConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -79,8 +80,18 @@ class CompressConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
-        if self.n_steps < 1:
-            raise ConfigError(f"n_steps={self.n_steps} must be at least 1.")
+        if self.n_rounds < 1:
+            raise ConfigError(f"n_rounds={self.n_rounds} must be at least 1.")
+
+    def pruning(self, budget: Budget) -> Prune:
+        """The step that does the first half of it."""
+        return Prune(
+            budget=replace(budget, drop_points=None),
+            prune=self.prune,
+            n_rounds=self.n_rounds,
+            compensate=self.compensate,
+            between=self.finetune,
+        )
 
     @classmethod
     def without_labels(cls) -> Self:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.allocate import Budget
-from secateur.compression.clock import Clock
 from secateur.compression.config import CompressConfig, SplitConfig
-from secateur.compression.material import Material, check_weights, read_material
+from secateur.compression.material import Material, check_weights, context_of, read_material
 from secateur.compression.report import CompressReport, Measured, versions
 from secateur.compression.search import Found, search_budget
-from secateur.compression.shrink import Shrinker, Shrunk, Tune, placed
-from secateur.data.batches import labels_of
 from secateur.dims.cost import Cost
 from secateur.errors import ConfigError
 from secateur.measure import (
@@ -28,10 +25,14 @@ from secateur.measure import (
     paired_latency,
     size_bytes,
 )
-from secateur.measure.modes import device_of, eval_mode
+from secateur.measure.modes import eval_mode
 from secateur.planning import Loss
 from secateur.plans import Plan
-from secateur.train import fit_
+from secateur.steps import Context
+from secateur.steps.clock import Clock
+from secateur.steps.finetune import tune_
+from secateur.steps.prune import Shrunk
+from secateur.tensors import Inputs
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,23 @@ def compress(
         material = read_material(data, labels, split)
         check_weights(model)
     config = config or (CompressConfig() if material.train is not None else CompressConfig.without_labels())
-    tune = _tuner(config, material, loss)
-    shrink = Shrinker(model, material, config, loss, tune)
+    context = context_of(material, model, config.calibration.n_samples, config.prune.seed, loss)
+    context = replace(context, clock=clock, progress=progress)
+    is_tuned = config.finetune is not None and context.train is not None
     asked, searched = budget, None
     if budget.drop_points is not None:
         with clock.phase("search"):
-            searched = _search(model, budget, metric or _validation_accuracy(material), shrink)
+            searched = _search(model, budget, metric or _validation_accuracy(material), context, config)
         budget = searched.budget
-    done = shrink(budget, clock)
+    done = _shrink(model, budget, context, config)
     small, made = done.model, done.plan
-    meter = _Meter(model, material, config)
+    meter = _Meter(model, material, config, context.inputs)
     with clock.phase("evaluate dense and pruned"):
         quality = {"dense": meter.quality(model), "pruned": meter.quality(small)}
-    if tune is not None:
+    if is_tuned:
+        assert config.finetune is not None
         with clock.phase("fine-tune"):
-            tune(small, progress)
+            tune_(small, context, config.finetune)
         with clock.phase("evaluate fine-tuned"):
             quality["finetuned"] = meter.quality(small)
     with clock.phase("time"):
@@ -118,16 +121,24 @@ def compress(
     return Compressed(small, made, report)
 
 
+def _shrink(model: nn.Module, budget: Budget, context: Context, config: CompressConfig) -> Shrunk:
+    """Time is predicted for the threads that it is measured with."""
+    return config.pruning(budget).shrink(model, context, budget, config.measure.n_threads)
+
+
 def _search(
     model: nn.Module,
     budget: Budget,
     metric: Callable[[nn.Module], float],
-    shrink: Shrinker,
+    context: Context,
+    config: CompressConfig,
 ) -> Found:
+    quiet = replace(context, clock=Clock(), progress=False)
+
     def attempt(tried: Budget) -> tuple[float, float]:
-        done = shrink(tried, Clock())
-        if shrink.tune is not None:
-            shrink.tune(done.model, False)
+        done = _shrink(model, tried, quiet, config)
+        if config.finetune is not None and quiet.train is not None:
+            tune_(done.model, quiet, config.finetune)
         return metric(done.model), done.plan.cost_after.macs / done.plan.cost_before.macs
 
     with eval_mode(model):
@@ -143,21 +154,6 @@ def _validation_accuracy(material: Material) -> Callable[[nn.Module], float]:
     return lambda model: evaluate(model, val).accuracy
 
 
-def _tuner(config: CompressConfig, material: Material, loss: Loss | None) -> Tune | None:
-    """What fine-tunes a model in place, given whether to draw a bar; None where nothing is to be trained."""
-    settings, train = config.finetune, material.train
-    if settings is None or train is None:
-        return None
-    fit_loss = None if loss is None else _on_batches(loss)
-
-    def tune(model: nn.Module, progress: bool) -> None:
-        device = device_of(model)
-        fit_(model, train, material.val, settings, loss=fit_loss, progress=progress)
-        model.to(device).eval()
-
-    return tune
-
-
 @dataclass(frozen=True)
 class _Meter:
     """Measures models against the same dense one."""
@@ -165,6 +161,7 @@ class _Meter:
     dense: nn.Module
     material: Material
     config: CompressConfig
+    inputs: Callable[[int], Inputs]
 
     def quality(self, model: nn.Module) -> Metrics | None:
         test = self.material.test
@@ -172,16 +169,12 @@ class _Meter:
 
     def pair(self, small: nn.Module) -> PairedLatency:
         measure = self.config.measure
-        inputs: Any = placed(self.material.inputs(measure.batch_size), self.dense)
+        inputs: Any = self.inputs(measure.batch_size)
         threads = measure.n_threads
         once = latency(self.dense, inputs, repeats=1, warmup=1, n_threads=threads).median_ms / 1000
         repeats = max(3, min(measure.repeats, int(measure.max_seconds / (2 * once))))
         warmup = min(10, repeats)
         return paired_latency(self.dense, small, inputs, repeats=repeats, warmup=warmup, n_threads=threads)
-
-
-def _on_batches(loss: Loss) -> Callable[[Any, Any], Tensor]:
-    return lambda outputs, batch: loss(outputs, labels_of(batch))
 
 
 def _measured(model: nn.Module, cost: Cost, quality: Metrics | None, timed: Latency) -> Measured:

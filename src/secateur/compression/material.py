@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from secateur.compression.config import SplitConfig
 from secateur.data.arrays import ArrayDataset, DataSplits
-from secateur.data.batches import labels_of, length
+from secateur.data.batches import calibration_batches, labels_of, length
 from secateur.errors import ConfigError, DataError, GroupError
+from secateur.measure.modes import device_of
+from secateur.planning import Loss
+from secateur.steps import Context
 from secateur.tensors import Inputs, tensors_in
 
 
@@ -43,6 +47,35 @@ class Material:
         """Return how many samples each set has."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: length(part) for name, part in parts.items() if part is not None}
+
+
+def context_of(
+    material: Material, dense: nn.Module, n_calibration: int, seed: int, loss: Loss | None = None
+) -> Context:
+    """What steps may use: the samples on the dense model's device.
+
+    Args:
+        n_calibration: samples that criteria and compensation measure on, at most.
+        seed: of their draw.
+    """
+    device = device_of(dense)
+
+    def inputs(n_samples: int) -> Inputs:
+        found: Inputs = pytree.tree_map_only(Tensor, lambda t: t.to(device), material.inputs(n_samples))
+        return found
+
+    def calibration() -> Iterator[Any]:
+        return calibration_batches(material.train or material.samples, n_calibration, seed=seed, device=device)
+
+    return Context(
+        dense=dense,
+        inputs=inputs,
+        calibration=calibration,
+        train=material.train,
+        val=material.val,
+        loss=loss,
+        seed=seed,
+    )
 
 
 def read_material(data: Any, labels: Tensor | None, split: SplitConfig) -> Material:

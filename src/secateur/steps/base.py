@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
@@ -13,6 +14,7 @@ from secateur.criteria import cross_entropy
 from secateur.edits import Edit
 from secateur.planning import Loss
 from secateur.registry import Registry
+from secateur.steps.clock import Clock
 from secateur.tensors import Inputs
 
 FORMS = {
@@ -30,22 +32,36 @@ class Context:
 
     Attributes:
         dense: the model as it was before the first step; it is not changed.
-        example: one sample as model inputs, on the model's device.
+        inputs: gives so many samples as model inputs, on the model's device.
         calibration: gives batches of training samples, with labels where there are any, afresh at each call.
         train, val: labelled samples to train on and to choose by, where there are any.
-        loss: of (outputs, labels).
+        loss: of (outputs, labels); None stands for cross-entropy, or the model's own.
         seed: of everything random in a step that has no seed of its own.
         progress: draw bars on stderr, if that is a terminal.
+        checkpoint: a file that a long step may keep its progress in, to go on from after a kill.
+        clock: seconds per phase.
     """
 
     dense: nn.Module
-    example: Inputs
+    inputs: Callable[[int], Inputs]
     calibration: Callable[[], Any]
     train: Dataset[Any] | None = None
     val: Dataset[Any] | None = None
-    loss: Loss = cross_entropy
+    loss: Loss | None = None
     seed: int = 0
     progress: bool = False
+    checkpoint: Path | None = None
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def example(self) -> Inputs:
+        """One sample as model inputs, on the model's device."""
+        return self.inputs(1)
+
+    @property
+    def label_loss(self) -> Loss:
+        """Of (outputs, labels), whether the user gave one or not."""
+        return self.loss or cross_entropy
 
 
 @dataclass(frozen=True)
