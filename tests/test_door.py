@@ -7,7 +7,8 @@ import secateur
 
 NAMES = """
 CRITERIA CompressConfig Compressed Criterion ExportReport Budget Global Graph OP_RULES Plan PruneConfig SecateurError
-Uniform VerifyReport __version__ apply apply_ compensate_ compose compress export load plan save trace verify
+Sparsify Uniform VerifyReport __version__ apply apply_ compensate_ compose compress export load plan save sparsify
+trace verify
 """
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from secateur.compression import CompressConfig, Compressed, compress
     from secateur.files import load, save
     from secateur.frameworks.export import ExportReport, export
+    from secateur.steps.sparsify import Sparsify, sparsify
 
 __all__ = [
     "CRITERIA",
@@ -37,6 +38,7 @@ __all__ = [
     "Plan",
     "PruneConfig",
     "SecateurError",
+    "Sparsify",
     "Uniform",
     "VerifyReport",
     "__version__",
@@ -49,6 +51,7 @@ __all__ = [
     "load",
     "plan",
     "save",
+    "sparsify",
     "trace",
     "verify",
 ]
@@ -58,11 +61,13 @@ _LATER = {
     "CompressConfig": "secateur.compression",
     "Compressed": "secateur.compression",
     "ExportReport": "secateur.frameworks.export",
+    "Sparsify": "secateur.steps.sparsify",
     "compensate_": "secateur.compensation",
     "compress": "secateur.compression",
     "export": "secateur.frameworks.export",
     "load": "secateur.files",
     "save": "secateur.files",
+    "sparsify": "secateur.steps.sparsify",
 }
 
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from secateur.steps.base import FORMS, STEPS, Context, Done, Step
+from secateur.steps.sparsify import Sparsify
 
-__all__ = ["FORMS", "STEPS", "Context", "Done", "Step"]
+__all__ = ["FORMS", "STEPS", "Context", "Done", "Sparsify", "Step"]
