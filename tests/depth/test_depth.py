@@ -25,7 +25,7 @@ IDS = {"input_ids": TOKENS}
 
 
 def context(model: nn.Module, example: Any, batches: Sequence[Any] = ()) -> Context:
-    return Context(dense=model, example=example, calibration=lambda: iter(batches))
+    return Context(dense=model, inputs=lambda n: example, calibration=lambda: iter(batches))
 
 
 class Pass(nn.Module):

@@ -24,7 +24,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def context(model: nn.Module, x: Tensor, n_batches: int = 2) -> Context:
-    return Context(dense=model, example=x[:1], calibration=lambda: iter(x.chunk(n_batches)))
+    return Context(dense=model, inputs=lambda n: x[:n], calibration=lambda: iter(x.chunk(n_batches)))
 
 
 def chain(layer: nn.Module, form: str, rank: tuple[int, ...], gram: Tensor | None = None) -> Factored:
@@ -261,9 +261,8 @@ def test_gpt2_with_its_transposed_layers() -> None:
     config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=2)
     model = transformers.GPT2LMHeadModel(config).eval()
     tokens = torch.randint(0, 50, (8, 16))
-    done = Factorize(params=0.8).run(
-        model, Context(dense=model, example={"input_ids": tokens[:1]}, calibration=lambda: [{"input_ids": tokens}])
-    )
+    ids = Context(dense=model, inputs=lambda n: {"input_ids": tokens[:n]}, calibration=lambda: [{"input_ids": tokens}])
+    done = Factorize(params=0.8).run(model, ids)
     assert done.edit.layers.keys() <= {f"transformer.h.{i}.{n}" for i in (0, 1) for n in NAMES}
     assert n_params(done.model) <= 0.8 * n_params(model)
     out, merged = (logits_of(m(tokens)) for m in (done.model, merge(done.model)))

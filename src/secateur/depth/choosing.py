@@ -112,7 +112,7 @@ def loss(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) ->
 
     def scores(trials: Sequence[Sequence[Block]]) -> list[float]:
         batches = [split(batch, i) for i, batch in enumerate(context.calibration())]
-        return [_mean(float(context.loss(_run(model, t, x), y)) for x, y in batches) for t in trials]
+        return [_mean(float(context.label_loss(_run(model, t, x), y)) for x, y in batches) for t in trials]
 
     return _greedy(blocks, n, scores)
 
