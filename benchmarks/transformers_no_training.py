@@ -1,9 +1,9 @@
 """Real transformers made smaller without labels: weights solved for again, then a short fit to the dense outputs.
 
 `minilm`: all-MiniLM-L6-v2, sentence embeddings (mean over tokens), at fractions of its encoder's MACs. Measured: mean
-cosine to the dense embeddings on SST-2 dev; accuracy of logistic regression on embeddings of SST-2 (train to test) and
-of AG News (first 6,000 to the other 1,600), the regression fitted anew on each network's embeddings. Calibration:
-sentences of SST-2 train and of the first 6,000 of AG News, half and half.
+cosine to the dense embeddings on SST-2 dev; accuracy of logistic regression on embeddings of unit length (as the model
+is used) of SST-2 (train to test) and of AG News (first 6,000 to the other 1,600), the regression fitted anew on each
+network's embeddings. Calibration: sentences of SST-2 train and of the first 6,000 of AG News, half and half.
 `smollm2`: SmolLM2-135M, at fractions of its decoder layers' parameters. Measured: perplexity of the first windows of
 512 tokens of WikiText-2 test. Calibration: windows of its validation text.
 `tiny`: any small causal model with `samples.npz` (`ids`): perplexity of the second half, calibration on the first.
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 import secateur
 from rows import machine, write_rows
@@ -72,13 +72,14 @@ class Logits(nn.Module):
 class Task:
     """What is made smaller, on what it is calibrated, and what is measured of it.
 
-    budget: of the fraction that may be kept. loss: of (output, calibration batch), for criteria with gradients.
+    budget: of the fraction that may be kept. measure: of a network and the method that made it. loss: of (output,
+    calibration batch), for criteria with gradients.
     """
 
     model: nn.Module
     batches: list[dict[str, Tensor]]
     budget: Callable[[float], secateur.Budget]
-    measure: Callable[[nn.Module], Measured]
+    measure: Callable[[nn.Module, str], Measured]
     elimination: Elimination
     loss: Callable[[Any, Tensor], Tensor] | None = None
 
@@ -124,16 +125,18 @@ class Sentences:
         """Accuracy in percent on one table of a logistic regression that is fitted on another."""
         from sklearn.linear_model import LogisticRegression
 
-        fitted = LogisticRegression(max_iter=1000).fit(self.embed(model, train).numpy(), self.tables[train][1])
-        return 100 * float(fitted.score(self.embed(model, test).numpy(), self.tables[test][1]))
+        (x, y), (x_test, y_test) = (
+            (normalize(self.embed(model, name)).numpy(), self.tables[name][1]) for name in (train, test)
+        )
+        return 100 * float(LogisticRegression(max_iter=1000).fit(x, y).score(x_test, y_test))
 
-    def measure(self, model: nn.Module) -> Measured:
-        """Cosine and both accuracies."""
-        return {
-            "cosine": float(cosine_similarity(self.embed(model, "dev"), self.dense).mean()),
-            "sst2": self.probe(model, "train", "test"),
-            "ag_news": self.probe(model, "ag train", "ag test"),
-        }
+    def measure(self, model: nn.Module, is_probed: bool) -> Measured:
+        """Cosine, and both accuracies where it is probed."""
+        found = {"cosine": float(cosine_similarity(self.embed(model, "dev"), self.dense).mean())}
+        if is_probed:
+            found["sst2"] = self.probe(model, "train", "test")
+            found["ag_news"] = self.probe(model, "ag train", "ag test")
+        return found
 
     def calibration(self, n: int, length: int, batch: int, seed: int) -> list[dict[str, Tensor]]:
         """Batches of sentences, cut or padded to one length."""
@@ -174,7 +177,13 @@ def load_minilm(args: argparse.Namespace) -> Callable[[int], Task]:
 
     def task(seed: int) -> Task:
         batches = sentences.calibration(args.samples, args.length, args.batch, seed)
-        return Task(model, batches, lambda f: secateur.Budget(macs=f), sentences.measure, elimination)
+        return Task(
+            model,
+            batches,
+            lambda f: secateur.Budget(macs=f),
+            lambda m, method: sentences.measure(m, method in args.probed),
+            elimination,
+        )
 
     return task
 
@@ -209,7 +218,7 @@ def load_causal(args: argparse.Namespace) -> Callable[[int], Task]:
             model,
             batches,
             lambda f: secateur.Budget(params=1 - (1 - f) * share),
-            lambda m: perplexity(m, test),
+            lambda m, _: perplexity(m, test),
             elimination,
             next_token_loss,
         )
@@ -227,12 +236,12 @@ def planned(task: Task, scores: Mapping[str, Any], keep: float, config: secateur
     return plan_graph(repair(task.model, task.batches[0], graph), scores, task.budget(keep), config, others)
 
 
-def scored(task: Task, name: str, curves: Mapping[str, ErrorCurve], seed: int) -> dict[str, Tensor]:
-    """A criterion's scores of the groups that have curves."""
+def scored(task: Task, name: str, curves: Mapping[str, ErrorCurve], n: int | None, seed: int) -> dict[str, Tensor]:
+    """A criterion's scores of the groups that have curves, from the first n batches."""
     criterion = make_criterion(name)
     groups = [g for g in secateur.trace(task.model, task.batches[0]).prunable if g.name in curves]
     generator = torch.Generator().manual_seed(seed)
-    data = [(b["input_ids"], b["input_ids"]) if task.loss is not None else b for b in task.batches]
+    data = [(b["input_ids"], b["input_ids"]) if task.loss is not None else b for b in task.batches[:n]]
     known: dict[str, Any] = {}
     if needs := needs_of(criterion):
         loss = {} if task.loss is None else {"loss": task.loss}
@@ -254,13 +263,14 @@ def run(task: Task, args: argparse.Namespace, seed: int) -> Iterator[dict[str, A
             report = compensate_(task.model, small, made, task.batches, compensation(method, task, args, seed))
             seconds = {"curves s": curve_seconds, "compensate s": time.perf_counter() - start}
             print(report, flush=True)
-            yield {"method": method, "keep": keep, **seconds, **costs(made), **task.measure(small)}
+            yield {"method": method, "keep": keep, **seconds, **costs(made), **task.measure(small, method)}
         for name in args.others:
             start = time.perf_counter()
-            made = planned(task, scored(task, name, curves, seed), keep, secateur.PruneConfig(seed=seed))
+            scores = scored(task, name, curves, args.curve_batches, seed)
+            made = planned(task, scores, keep, secateur.PruneConfig(seed=seed))
             small = secateur.apply(task.model, made, verify=False)
             seconds = {"curves s": time.perf_counter() - start}
-            yield {"method": name, "keep": keep, **seconds, **costs(made), **task.measure(small)}
+            yield {"method": name, "keep": keep, **seconds, **costs(made), **task.measure(small, name)}
 
 
 def compensation(method: str, task: Task, args: argparse.Namespace, seed: int) -> CompensateConfig:
@@ -294,16 +304,17 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024, help="calibration sentences or windows")
     parser.add_argument("--length", type=int, default=32, help="their tokens")
     parser.add_argument("--batch", type=int, default=16, help="how many of them are one batch")
-    parser.add_argument("--curve-batches", type=int, help="batches that error curves are taken from; all by default")
+    parser.add_argument("--curve-batches", type=int, help="batches for curves and scores; all by default")
     parser.add_argument("--levels", type=float, nargs="*", default=[0.3, 0.5, 0.7, 0.85], help="see Elimination")
     parser.add_argument("--probes", type=int, default=64, help="samples that levels are measured on")
-    parser.add_argument("--epochs", type=int, default=4, help="of the fit of segments")
+    parser.add_argument("--epochs", type=int, default=0, help="of the fit of segments; 0 for none")
     parser.add_argument("--lr", type=float, default=0.004)
     parser.add_argument("--end-epochs", type=int, default=6, help="of the fit of the whole network")
-    parser.add_argument("--end-lr", type=float, default=0.01)
+    parser.add_argument("--end-lr", type=float, default=0.001)
     parser.add_argument("--windows", type=int, default=24, help="of 512 tokens that perplexity is measured on")
     parser.add_argument("--ours", nargs="*", default=["closed form", "fitted"], choices=["closed form", "fitted"])
     parser.add_argument("--others", nargs="*", default=["random", "l2", "wanda"])
+    parser.add_argument("--probed", nargs="*", default=["dense", "closed form", "fitted"], help="methods (minilm only)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -312,7 +323,7 @@ def main() -> None:
     base |= {"machine": machine("transformers", "scikit-learn")}
     load = LOADERS[args.model](args)
     first = load(args.seeds[0])
-    rows = [{**base, "method": "dense", "keep": 1.0, **first.measure(first.model)}]
+    rows = [{**base, "method": "dense", "keep": 1.0, **first.measure(first.model, "dense")}]
     print(rows[0], flush=True)
     columns = ("method", "keep", "seed", "params", "macs", *list(rows[0])[len(base) + 2 :], "curves s", "compensate s")
     for seed in args.seeds:

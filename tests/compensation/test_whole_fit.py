@@ -62,7 +62,29 @@ def test_kl_is_the_sum_over_outcomes() -> None:
     assert float(distance("kl", a, b)) == pytest.approx(expected / 3)
 
 
-@pytest.mark.parametrize("wrong", [{"end_epochs": -1}, {"end_lr": 0.0}, {"distance": "l1"}])
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"end_epochs": -1}, {"end_lr": 0.0}, {"distance": "l1"}])
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ReconstructConfig(**wrong)  # type: ignore[arg-type]
+
+
+class Pooled(Tagger):
+    """One row of logits for each sample, so that all outputs take less room than the weights."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).mean(1)
+
+
+@pytest.mark.parametrize("model_class", [Tagger, Pooled])
+def test_segments_may_be_left_out(model_class: type[Tagger], ids: Tensor) -> None:
+    """What is reported of the last fit alone is the distance of the outputs on the batch that it did not see."""
+    torch.manual_seed(0)
+    model = model_class()
+    batches = ids[:32].split(8)
+    made = plan(model, ids, Budget(width=0.3), PruneConfig(ignore=("embed",)))
+    small = apply(model, made)
+    settings = ReconstructConfig(epochs=0, end_epochs=20)
+    (only,) = compensate_(model, small, made, batches, CompensateConfig(reconstruct=settings)).segments
+    with torch.no_grad():
+        assert only.after == pytest.approx(float(distance("kl", model(batches[-1]), small(batches[-1]))), rel=1e-4)
+    assert only.after < 0.8 * only.before

@@ -13,7 +13,7 @@ class ReconstructConfig:
     """How the weights between two cuts of the network are fitted together, by gradients, to what the dense one gives.
 
     Args:
-        epochs: passes over the calibration batches, per segment.
+        epochs: passes over the calibration batches, per segment; 0 leaves segments as they are.
         lr: the first step of Adam relative to the root mean square of a weight matrix; a tenth of it for vectors.
         max_readers: segments with more weights than that keep their closed form.
         end_epochs: passes in which all weights are fitted together at last, to the dense outputs; 0 for none.
@@ -35,9 +35,10 @@ class ReconstructConfig:
             raise ConfigError(f"distance={self.distance!r} is neither 'kl' nor 'mse'.")
         if self.end_epochs < 0 or not 0 < self.end_lr < 1:
             raise ConfigError(f"end_epochs={self.end_epochs} must not be negative, end_lr={self.end_lr} in (0, 1).")
-        if self.epochs < 1 or self.max_readers < 1 or not 0 < self.lr < 1:
+        if self.epochs < 0 or self.max_readers < 1 or not 0 < self.lr < 1:
             raise ConfigError(
-                f"epochs={self.epochs} and max_readers={self.max_readers} must be at least 1, lr={self.lr} in (0, 1)."
+                f"epochs={self.epochs} must not be negative, max_readers={self.max_readers} at least 1,"
+                f" lr={self.lr} in (0, 1)."
             )
 
 

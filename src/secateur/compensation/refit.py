@@ -7,6 +7,7 @@ of the network are fitted together (`reconstruct`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -154,7 +155,7 @@ class _Job:
 
     def save(self) -> None:
         """Remember where the pruned runs stand, to go through the coming segment again."""
-        if self.config.reconstruct is not None:
+        if self.config.reconstruct is not None and self.config.reconstruct.epochs:
             self.saved = [step.pruned.fork() for step in self.runs]
 
     def solve(self, reader: Reader) -> list[Refit]:
@@ -187,7 +188,7 @@ class _Job:
     def reconstruct(self, segment: Segment) -> list[Reconstructed]:
         """Fit a segment's weights together, where anything before or in it was changed."""
         settings = self.config.reconstruct
-        if settings is None:
+        if settings is None or not settings.epochs:
             return []
         result = []
         twin = self.pair.twin(segment.out)
@@ -205,18 +206,31 @@ class _Job:
         return result
 
     def finish(self, batches: Sequence[Inputs], readers: list[Reader]) -> list[Reconstructed]:
-        """Fit all weights together to the outputs of the dense network, which runs again for each batch."""
+        """Fit all weights together to the outputs of the dense network.
+
+        It runs again for each batch, unless the outputs for all batches take less room than its weights.
+        """
         settings = self.config.reconstruct
         if settings is None or not settings.end_epochs or not self.has_changed:
             return []
         self.runs, self.saved = [], []  # their tensors take the room that gradients need
         starts = self.pair.start(batches)
         segment = whole(self.pair.pruned, readers)
+        room = sum(p.numel() for p in self.pair.dense.model.parameters())
+        is_kept = len(starts) * math.prod(self.pair.dense.trace.outputs[0].shape) <= room
+        targets: dict[int, torch.Tensor] = {}
+
+        def target(i: int) -> torch.Tensor:
+            if i in targets:
+                return targets[i]
+            with torch.no_grad():
+                found = starts[i].dense.fork().finish()[0]
+            if is_kept:
+                targets[i] = found
+            return found
 
         def loss(i: int, out: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                target = starts[i].dense.fork().finish()[0]
-            return distance(settings.distance, target.to(out.dtype), out)
+            return distance(settings.distance, target(i).to(out.dtype), out)
 
         runs = [step.pruned for step in starts]
         return [fit_(segment, runs, loss, settings.end_epochs, settings.end_lr, settings.seed)]
