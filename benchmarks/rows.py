@@ -45,6 +45,12 @@ def write_rows(name: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) 
     return path
 
 
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of `results/NAME.jsonl`; none where there is no such file."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "–"

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 import secateur
-from rows import machine, write_rows
+from rows import machine, read_rows, write_rows
 from secateur.allocate import ErrorCurve, Lagrangian
 from secateur.compensation import CompensateConfig, ReconstructConfig, compensate_
 from secateur.criteria import Context, make_criterion, measure, needs_of, score_groups
@@ -249,11 +249,23 @@ def scored(task: Task, name: str, curves: Mapping[str, ErrorCurve], n: int | Non
     return score_groups(groups, criterion, Context.of(task.model, generator=generator, **known))
 
 
-def run(task: Task, args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of one seed: every method at every fraction."""
+def curves_of(task: Task, args: argparse.Namespace, seed: int) -> tuple[dict[str, ErrorCurve], float]:
+    """The error curves, and the seconds that they took; kept in a file, since they don't depend on what follows."""
+    path = args.curves / f"{args.model}_{seed}.pt" if args.curves is not None else None
+    if path is not None and path.exists():
+        kept = torch.load(path)
+        return {name: ErrorCurve(*pair) for name, pair in kept["curves"].items()}, kept["seconds"]
     start = time.perf_counter()
     curves = dict(task.elimination.curves(task.model, task.batches[: args.curve_batches]).curves)
-    curve_seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if path is not None:
+        torch.save({"curves": {n: (c.errors, c.order) for n, c in curves.items()}, "seconds": seconds}, path)
+    return curves, seconds
+
+
+def run(task: Task, args: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of one seed: every method at every fraction."""
+    curves, curve_seconds = curves_of(task, args, seed)
     for keep in args.keep:
         ours = secateur.PruneConfig(criterion=task.elimination, method=Lagrangian(), seed=seed)
         made = planned(task, curves, keep, ours)
@@ -304,6 +316,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024, help="calibration sentences or windows")
     parser.add_argument("--length", type=int, default=32, help="their tokens")
     parser.add_argument("--batch", type=int, default=16, help="how many of them are one batch")
+    parser.add_argument("--curves", type=Path, help="folder that curves are kept in, and read from where they are")
     parser.add_argument("--curve-batches", type=int, help="batches for curves and scores; all by default")
     parser.add_argument("--levels", type=float, nargs="*", default=[0.3, 0.5, 0.7, 0.85], help="see Elimination")
     parser.add_argument("--probes", type=int, default=64, help="samples that levels are measured on")
@@ -316,21 +329,26 @@ def main() -> None:
     parser.add_argument("--others", nargs="*", default=["random", "l2", "wanda"])
     parser.add_argument("--probed", nargs="*", default=["dense", "closed form", "fitted"], help="methods (minilm only)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--append", action="store_true", help="to the rows that are there, the dense one among them")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     base = {k: v for k, v in vars(args).items() if k in ("model", "samples", "length", "batch", "threads")}
     base |= {"machine": machine("transformers", "scikit-learn")}
     load = LOADERS[args.model](args)
-    first = load(args.seeds[0])
-    rows = [{**base, "method": "dense", "keep": 1.0, **first.measure(first.model, "dense")}]
-    print(rows[0], flush=True)
-    columns = ("method", "keep", "seed", "params", "macs", *list(rows[0])[len(base) + 2 :], "curves s", "compensate s")
+    name = f"transformers_{args.model}"
+    rows = read_rows(name) if args.append else []
+    if not rows:
+        first = load(args.seeds[0])
+        rows = [{**base, "method": "dense", "keep": 1.0, **first.measure(first.model, "dense")}]
+        print(rows[0], flush=True)
+    measured = list(rows[0])[len(base) + 2 :]
+    columns = ("method", "keep", "seed", "samples", "params", "macs", *measured, "curves s", "compensate s")
     for seed in args.seeds:
         for row in run(load(seed), args, seed):
             rows.append({**base, "seed": seed, **row})
             print({k: v for k, v in rows[-1].items() if k not in base}, flush=True)
-            write_rows(f"transformers_{args.model}", rows, columns)
+            write_rows(name, rows, columns)
 
 
 if __name__ == "__main__":
