@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from secateur.steps.activate import Activate
 from secateur.steps.base import FORMS, STEPS, Context, Done, Step
 from secateur.steps.sparsify import Sparsify
 
-__all__ = ["FORMS", "STEPS", "Context", "Done", "Sparsify", "Step"]
+__all__ = ["FORMS", "STEPS", "Activate", "Context", "Done", "Sparsify", "Step"]
