@@ -124,7 +124,7 @@ def test_a_binary_gradient_stops_beyond_one_and_a_ternary_one_does_not() -> None
         coding = kind.fit(weight, q.PerTensor())
         coding(weight).sum().backward()
         torch.testing.assert_close(weight.grad, torch.tensor(expected))
-        levels = coding.levels(weight, coding.scale).detach()
+        levels = coding.levels(weight, dict(coding.named_buffers())).detach()
         factor = math.sqrt(3 * (coding.n_codes - 1) / 2)
         torch.testing.assert_close(coding.gain.grad, coding.scale * math.log(2) * levels.sum() / factor)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -48,7 +49,7 @@ class Binary(Quantizer):
         """-1."""
         return -1
 
-    def levels(self, weight: Tensor, scale: Tensor) -> Tensor:
+    def levels(self, weight: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """The signs."""
         signs = torch.where(weight >= 0, 1.0, -1.0).to(weight.dtype)
-        return straight(signs, weight.clamp(-1, 1) / scale.detach())
+        return straight(signs, weight.clamp(-1, 1) / values["scale"].detach())

@@ -55,15 +55,20 @@ class Quantizer(Coding):
         """The lowest level."""
         raise NotImplementedError
 
-    def levels(self, weight: Tensor, scale: Tensor) -> Tensor:
-        """The level of each weight, in the view of the granularity, with the gradients that training uses."""
+    def levels(self, weight: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """The level of each weight, with the gradients that training uses.
+
+        Args:
+            values: the stored buffers by name, of shapes that broadcast against the weight's.
+        """
         raise NotImplementedError
 
     def forward(self, weight: Tensor) -> Tensor:
         """The nearest levels times their scale."""
         view = self.granularity.view(weight)
         scale = self._scale_in_use(weight.numel() / max(1, self.scale.numel()))
-        return (self.levels(view.to(scale.dtype), scale) * scale).to(weight.dtype).reshape(weight.shape)
+        values = {name: getattr(self, name) for name in self.stored} | {"scale": scale}
+        return (self.levels(view.to(scale.dtype), values) * scale).to(weight.dtype).reshape(weight.shape)
 
     def settings(self) -> dict[str, Any]:
         """The granularity, and the fields of the class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import torch
@@ -58,10 +59,10 @@ class Ternary(Quantizer):
         """-1."""
         return -1
 
-    def levels(self, weight: Tensor, scale: Tensor) -> Tensor:
+    def levels(self, weight: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """The signs of what is beyond the limit."""
-        u = weight / scale.detach()
-        return straight(torch.where(u.abs() > self.threshold, u.sign(), 0.0), u)
+        u = weight / values["scale"].detach()
+        return straight(torch.where(u.abs() > values["threshold"], u.sign(), 0.0), u)
 
     def is_allowed(self, name: str, value: Tensor) -> bool:
         """Thresholds lie in (0, 1), where a coded weight is its own code."""

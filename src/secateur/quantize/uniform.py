@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import torch
@@ -31,11 +32,14 @@ class Uniform(Quantizer):
         """The coding whose range the calibration chooses for each row of values that share a scale."""
         raise NotImplementedError
 
-    def levels(self, weight: Tensor, scale: Tensor) -> Tensor:
+    def levels(self, weight: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """The nearest level; of two equally near ones the even one."""
-        lowest = self.lowest
-        inside = (weight / scale).clamp(lowest, lowest + (self.n_codes - 1))  # type: ignore[arg-type]
+        inside = self.clamp(weight / values["scale"], values)
         return straight(inside.round(), inside)
+
+    def clamp(self, u: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Weights in units of the scale, between the lowest and the highest level."""
+        raise NotImplementedError
 
 
 @CODINGS.register("symmetric")
@@ -66,6 +70,10 @@ class Symmetric(Uniform):
     def lowest(self) -> int:
         """-(2^(bits - 1) - 1)."""
         return -(self.n_codes // 2)
+
+    def clamp(self, u: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """By two numbers."""
+        return u.clamp(self.lowest, -self.lowest)
 
 
 @CODINGS.register("affine")
@@ -106,6 +114,10 @@ class Affine(Uniform):
     def lowest(self) -> Tensor:
         """-zero_point."""
         return -self.zero_point
+
+    def clamp(self, u: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """By tensors."""
+        return u.clamp(-values["zero_point"], self.n_codes - 1 - values["zero_point"])
 
     def is_allowed(self, name: str, value: Tensor) -> bool:
         """Zero points are codes."""

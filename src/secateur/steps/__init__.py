@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.steps.activate import Activate
 from secateur.steps.base import FORMS, STEPS, Context, Done, Step
+from secateur.steps.quantize import Quantize
 from secateur.steps.sparsify import Sparsify
 
-__all__ = ["FORMS", "STEPS", "Activate", "Context", "Done", "Sparsify", "Step"]
+__all__ = ["FORMS", "STEPS", "Activate", "Context", "Done", "Quantize", "Sparsify", "Step"]
