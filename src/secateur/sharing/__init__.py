@@ -1,0 +1,9 @@
+"""Weight sharing: few values, or few kernels, that many weights have in common."""
+
+from __future__ import annotations
+
+from secateur.sharing.codebook import Codebook
+from secateur.sharing.edit import Share
+from secateur.sharing.step import ShareWeights
+
+__all__ = ["Codebook", "Share", "ShareWeights"]
