@@ -101,8 +101,11 @@ def example_input(source: str, model: nn.Module) -> Tensor | None:
     """Return zeros of the shape that the source's models usually take, or None where nobody knows it."""
     parsed = parse_source(source)
     shape: Any = None
+    if parsed.scheme == "builtin" and parsed.name == "text_cnn":
+        return torch.ones(1, 64, dtype=torch.long)
     if parsed.scheme == "builtin":
-        shape = (1, parsed.arguments["in_features"]) if parsed.name == "mlp" else _INPUTS.get(parsed.name)
+        columns = parsed.arguments.get("in_features")
+        shape = _INPUTS.get(parsed.name) if columns is None else (1, columns)
     elif parsed.scheme == "torchvision":
         shape = (1, 3, 299, 299) if parsed.name == "inception_v3" else (1, 3, 224, 224)
     elif parsed.scheme == "timm":

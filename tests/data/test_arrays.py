@@ -89,7 +89,7 @@ def test_subset_keeps_order_and_normalisation():
     [
         (torch.zeros(3, 2), torch.zeros(2, dtype=torch.long), r"x \(3, 2\) and y \(2,\) do not fit"),
         (torch.zeros(3), torch.zeros(3, dtype=torch.long), "do not fit"),
-        (torch.zeros(3, 2, dtype=torch.long), torch.zeros(3, dtype=torch.long), "x has dtype torch.int64"),
+        (torch.zeros(3, 2, dtype=torch.int32), torch.zeros(3, dtype=torch.long), "x has dtype torch.int32"),
         (torch.zeros(3, 2), torch.zeros(3), "y has dtype torch.float32"),
     ],
 )

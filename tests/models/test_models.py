@@ -14,7 +14,15 @@ CASES = {
     "cifar_resnet20": ({}, (3, 32, 32)),
     "cifar_resnet56": ({}, (3, 32, 32)),
     "mlp": ({"in_features": 7}, (7,)),
+    "klda": ({"in_features": 7}, (7,)),
+    "text_cnn": ({"n_words": 9}, (6,)),
 }
+
+
+def samples(name, n, shape):
+    if name == "text_cnn":
+        return torch.arange(n * shape[0]).reshape(n, *shape) % 9
+    return torch.randn(n, *shape)
 
 
 def test_every_model_has_a_case():
@@ -26,7 +34,7 @@ def test_gives_logits_and_every_parameter_learns(name):
     kwargs, shape = CASES[name]
     torch.manual_seed(0)
     model = MODELS[name](n_classes=5, **kwargs)
-    out = model(torch.randn(4, *shape))
+    out = model(samples(name, 4, shape))
     assert out.shape == (4, 5)
     out.square().sum().backward()
     idle = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -44,7 +52,7 @@ def test_same_seed_same_weights(name):
 
 
 def test_unknown_model_names_the_known_ones():
-    with pytest.raises(RegistryError, match="Known: cifar_resnet20, cifar_resnet56, digits_cnn, mlp"):
+    with pytest.raises(RegistryError, match="Known: cifar_resnet20, cifar_resnet56, digits_cnn, klda, mlp, text_cnn"):
         MODELS["resnet9000"]
 
 

@@ -8,6 +8,8 @@ from secateur.data.csv_table import read_csv
 from secateur.data.folder import read_folder
 from secateur.data.npz import read_npz
 from secateur.data.sources import SOURCES, RawData, ReadConfig, Source, load_data, read_digits
+from secateur.data.text import read_text, read_texts
+from secateur.data.words import Words, renumbered, split_words
 
 __all__ = [
     "SOURCES",
@@ -17,6 +19,7 @@ __all__ = [
     "RawData",
     "ReadConfig",
     "Source",
+    "Words",
     "batches",
     "channel_statistics",
     "forward",
@@ -28,5 +31,9 @@ __all__ = [
     "read_digits",
     "read_folder",
     "read_npz",
+    "read_text",
+    "read_texts",
+    "renumbered",
+    "split_words",
     "to_device",
 ]

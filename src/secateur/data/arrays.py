@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from secateur.data.words import Words
 from secateur.errors import DataError
 
 CHUNK = 1024  # samples per step of a statistic: bounds the float copy of uint8 images
@@ -23,7 +24,7 @@ class ArrayDataset(Dataset[Pair]):
     """Samples x with labels y; an item is ((x - mean) / std as float32, y as int64).
 
     Args:
-        x: (N, C, ...) uint8, read as x / 255, or float.
+        x: (N, C, ...) uint8, read as x / 255, or float; or (N, T) int64 token numbers, which stay as they are.
         y: (N,) integers.
         mean, std: (C,) in the units of the scaled x; None leaves it as it is.
     Raises:
@@ -40,8 +41,9 @@ class ArrayDataset(Dataset[Pair]):
     def __init__(self, x: Tensor, y: Tensor, *, mean: Tensor | None = None, std: Tensor | None = None) -> None:
         if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
             raise DataError(f"x {tuple(x.shape)} and y {tuple(y.shape)} do not fit. Pass x as (N, C, ...), y as (N,).")
-        if not (x.dtype == torch.uint8 or x.is_floating_point()):
-            raise DataError(f"x has dtype {x.dtype}. Pass uint8 images, or convert it with x.float().")
+        self.is_tokens = x.dtype == torch.int64
+        if not (x.dtype == torch.uint8 or x.is_floating_point() or self.is_tokens):
+            raise DataError(f"x has dtype {x.dtype}. Pass uint8 images, int64 tokens, or convert it with x.float().")
         if y.is_floating_point() or y.is_complex():
             raise DataError(f"y has dtype {y.dtype}. Labels are class numbers: pass integers.")
         self.x, self.y = x, y.long()
@@ -55,7 +57,7 @@ class ArrayDataset(Dataset[Pair]):
         return len(self.y)
 
     def __getitem__(self, index: int) -> Pair:
-        return torch.addcmul(self._offset, self.x[index].float(), self._gain), self.y[index]
+        return self._normalised(self.x[index]), self.y[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Pair]:
         """Fetch a batch at once; a `DataLoader` calls this by itself and stacks what it gives."""
@@ -63,9 +65,12 @@ class ArrayDataset(Dataset[Pair]):
         return list(zip(x.unbind(), y.unbind(), strict=True))
 
     def fetch(self, indices: Sequence[int] | Tensor | slice) -> Pair:
-        """Return x (B, C, ...) float32 and y (B,) int64 of the given samples, already a batch."""
+        """Return x (B, C, ...) float32, or token numbers, and y (B,) int64 of the given samples, already a batch."""
         at = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.long)
-        return torch.addcmul(self._offset, self.x[at].float(), self._gain), self.y[at]
+        return self._normalised(self.x[at]), self.y[at]
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return x if self.is_tokens else torch.addcmul(self._offset, x.float(), self._gain)
 
     def subset(self, indices: Sequence[int] | Tensor) -> ArrayDataset:
         """Return the given samples, in that order, under the same normalisation."""
@@ -86,6 +91,7 @@ class DataSplits:
     val: ArrayDataset  # to choose by: early stop, widths, hyper-parameters
     test: ArrayDataset  # to report, once
     classes: tuple[str, ...]
+    words: Words | None = None  # what token numbers stand for
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(part)} {name}" for name, part in self.parts().items())

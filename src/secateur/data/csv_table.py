@@ -27,8 +27,8 @@ def read_csv(address: str, read: ReadConfig) -> RawData:
     Raises:
         DataError: no such file, no header, no such label column, ragged rows, cells that are missing or no number.
     """
-    header, rows, lines = _table(address)
-    at = _label_column(header, read.label, address)
+    header, rows, lines = read_table(address)
+    at = label_column(header, read.label, address)
     names = [name for i, name in enumerate(header) if i != at]
     if not names:
         raise DataError(f"{address} has one column only. Give it features beside the label '{header[at]}'.")
@@ -52,10 +52,10 @@ def read_csv(address: str, read: ReadConfig) -> RawData:
     return RawData(train=(torch.from_numpy(values), labels["train"]), classes=classes)
 
 
-def _table(address: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the header, the rows, and the line that each row ends on."""
+def read_table(address: str) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the header, the rows, and the line that each row ends on. Raises DataError where that is no table."""
     if not Path(address).is_file():
-        raise DataError(f"No file '{address}'. Write csv:FILE with the path of a .csv or .csv.gz file.")
+        raise DataError(f"No file '{address}'. Give the path of a .csv or .csv.gz file.")
     try:
         numbered = list(_numbered_rows(address))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as err:
@@ -82,7 +82,8 @@ def _numbered_rows(address: str) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, row
 
 
-def _label_column(header: list[str], label: str | None, address: str) -> int:
+def label_column(header: list[str], label: str | None, address: str) -> int:
+    """Return the place of the label's column: the one named, or `label`, or the last."""
     if label is None:
         return header.index("label") if "label" in header else len(header) - 1
     if label not in header:

@@ -1,4 +1,4 @@
-"""From a source's address to three splits: `digits`, `npz:FILE`, `folder:DIR`, `csv:FILE`, and what users register."""
+"""From a source's address to three splits: `digits`, `npz:FILE`, `csv:FILE`, … (see `SOURCES`), and what users add."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.data.arrays import ArrayDataset, DataSplits, Pair, channel_statistics
+from secateur.data.words import Words, known_words, renumbered
 from secateur.errors import ConfigError, DataError
 from secateur.registry import Registry
 
@@ -21,6 +22,9 @@ class ReadConfig:
     std: tuple[float, ...] | None = None
     image_size: tuple[int, int] | None = None  # (height, width) to resize to; None: all images have one size already
     label: str | None = None  # the label's column; None: `label` if there is one, or else the last
+    text: str | None = None  # the column of texts; None: `text` if there is one, or else the first beside the label
+    max_words: int = 10_000  # size of the vocabulary, of the training part's most frequent words
+    max_length: int = 64  # words of a text that are read; shorter ones are padded
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -29,16 +33,25 @@ class ReadConfig:
             raise ConfigError(f"std={self.std} has a value that is not positive.")
         if self.image_size is not None and min(self.image_size) < 1:
             raise ConfigError(f"image_size={self.image_size} is not a (height, width) in pixels.")
+        if self.max_words < 3 or self.max_length < 1:
+            raise ConfigError(
+                f"max_words={self.max_words} must be at least 3 (two numbers are special), and"
+                f" max_length={self.max_length} at least 1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawData:
-    """What a source read: x (N, C, ...) uint8 or float32 and y (N,) int64; parts that are None are cut from `train`."""
+    """What a source read: x (N, C, ...) uint8 or float32 and y (N,) int64; parts that are None are cut from `train`.
+
+    Of texts, x is (N, T) int64: numbers of `words`.
+    """
 
     train: Pair
     val: Pair | None = None
     test: Pair | None = None
     classes: tuple[str, ...]
+    words: Words | None = None
 
 
 Source = Callable[[str, ReadConfig], RawData]
@@ -61,7 +74,8 @@ def load_data(
         val_fraction, test_fraction: parts of all samples; unused for a part that the source has already.
         read: how to read; see `ReadConfig`.
     Returns:
-        Splits whose x are normalised per channel by the mean and std of the train split, or by those given.
+        Splits whose x are normalised per channel by the mean and std of the train split, or by those given; or, of
+        texts, numbers of the words that are known from the train split.
     Raises:
         DataError: the source is unknown, unreadable, or holds something else.
         ConfigError: the fractions leave nothing to train on.
@@ -86,6 +100,10 @@ def load_data(
     val = raw.val
     if val is None:
         rest, val = _cut(rest, round(val_fraction * n_samples), seed, source)
+    if raw.words is not None:
+        keep = known_words(rest[0], len(raw.words), read.max_words)
+        parts = [ArrayDataset(renumbered(x, keep, len(raw.words)), y) for x, y in (rest, val, test)]
+        return DataSplits(parts[0], parts[1], parts[2], raw.classes, raw.words.restrict(keep))
     mean, std = _statistics(rest[0], read, source)
     train, val_set, test_set = (ArrayDataset(x, y, mean=mean, std=std) for x, y in (rest, val, test))
     return DataSplits(train, val_set, test_set, raw.classes)

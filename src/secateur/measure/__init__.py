@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from secateur.measure.clustering import ClusterMetrics, purity, score_clusters
 from secateur.measure.latency import (
     Comparison,
     Latency,
@@ -18,6 +19,7 @@ from secateur.measure.size import count_parameters, size_bytes, unique_state
 
 __all__ = [
     "RUNTIMES",
+    "ClusterMetrics",
     "Comparison",
     "Latency",
     "Measurement",
@@ -32,6 +34,8 @@ __all__ = [
     "measure_models",
     "paired_latency",
     "predict",
+    "purity",
+    "score_clusters",
     "score_logits",
     "size_bytes",
     "unique_state",

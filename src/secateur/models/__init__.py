@@ -5,15 +5,23 @@ from __future__ import annotations
 from secateur.models.catalog import MODELS
 from secateur.models.cifar_resnet import CifarResNet, cifar_resnet20, cifar_resnet56
 from secateur.models.digits_cnn import DigitsCNN, digits_cnn
+from secateur.models.klda import KLDA, KLDANet, fruit_baskets, klda
 from secateur.models.mlp import MLP, mlp
+from secateur.models.text_cnn import TextCNN, text_cnn
 
 __all__ = [
+    "KLDA",
     "MLP",
     "MODELS",
     "CifarResNet",
     "DigitsCNN",
+    "KLDANet",
+    "TextCNN",
     "cifar_resnet20",
     "cifar_resnet56",
     "digits_cnn",
+    "fruit_baskets",
+    "klda",
     "mlp",
+    "text_cnn",
 ]
