@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.coding.attach import attach_, bake, bake_, codable, codings_of
+from secateur.coding.attach import attach_, bake, bake_, codable, codings_of, settle_
 from secateur.coding.base import CODINGS, Coding
 from secateur.coding.edit import Code
 from secateur.coding.mask import Mask
@@ -19,5 +19,6 @@ __all__ = [
     "codable",
     "codings_of",
     "pack_state",
+    "settle_",
     "unpack_state",
 ]

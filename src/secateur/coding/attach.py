@@ -78,6 +78,17 @@ def codings_of(model: nn.Module) -> dict[str, list[Coding]]:
     }
 
 
+def settle_(model: nn.Module) -> None:
+    """Give each free weight the value of its coded one: what is saved and loaded again is then all that there is.
+
+    The model computes the same, and criteria see the weights that count. Training moves on from there.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            for name, free in _coded(module).items():
+                free.copy_(getattr(module, name))
+
+
 def bake_(model: nn.Module) -> None:
     """Make every coded weight a plain one of the same value: faster to run, and no longer kept by training."""
     for module in list(model.modules()):

@@ -5,16 +5,21 @@ from __future__ import annotations
 from secateur.compression.config import CalibrationConfig, CompressConfig, MeasureConfig, SplitConfig
 from secateur.compression.job import Compressed, compress
 from secateur.compression.material import check_weights
+from secateur.compression.pipeline import Composed, StepReport, StepsReport, run_steps
 from secateur.compression.report import CompressReport, Measured
 
 __all__ = [
     "CalibrationConfig",
+    "Composed",
     "CompressConfig",
     "CompressReport",
     "Compressed",
     "MeasureConfig",
     "Measured",
     "SplitConfig",
+    "StepReport",
+    "StepsReport",
     "check_weights",
     "compress",
+    "run_steps",
 ]

@@ -11,19 +11,13 @@ from torch import Tensor, nn
 from secateur.allocate import Budget
 from secateur.compression.config import CompressConfig, SplitConfig
 from secateur.compression.material import Material, check_weights, context_of, read_material
-from secateur.compression.report import CompressReport, Measured, versions
+from secateur.compression.meter import Meter, how_timed, measured
+from secateur.compression.report import CompressReport, versions
 from secateur.compression.search import Found, search_budget
-from secateur.dims.cost import Cost
 from secateur.errors import ConfigError
 from secateur.measure import (
-    Latency,
-    Metrics,
     PairedLatency,
-    count_parameters,
     evaluate,
-    latency,
-    paired_latency,
-    size_bytes,
 )
 from secateur.measure.modes import eval_mode
 from secateur.planning import Loss
@@ -32,7 +26,6 @@ from secateur.steps import Context
 from secateur.steps.clock import Clock
 from secateur.steps.finetune import tune_
 from secateur.steps.prune import Shrunk
-from secateur.tensors import Inputs
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ def compress(
         budget = searched.budget
     done = _shrink(model, budget, context, config)
     small, made = done.model, done.plan
-    meter = _Meter(model, material, config, context.inputs)
+    meter = Meter(model, material, config.measure, context.inputs)
     with clock.phase("evaluate dense and pruned"):
         quality = {"dense": meter.quality(model), "pruned": meter.quality(small)}
     if is_tuned:
@@ -116,7 +109,7 @@ def compress(
     for name, found in quality.items():
         is_dense = name == "dense"
         cost, timed = (made.cost_before, pair.dense) if is_dense else (made.cost_after, pair.small)
-        stages[name] = _measured(model if is_dense else small, cost, found, timed)
+        stages[name] = measured(model if is_dense else small, cost.macs, found, timed)
     report = _report(stages, done, pair, _facts(config, material, asked, clock), searched)
     return Compressed(small, made, report)
 
@@ -154,44 +147,6 @@ def _validation_accuracy(material: Material) -> Callable[[nn.Module], float]:
     return lambda model: evaluate(model, val).accuracy
 
 
-@dataclass(frozen=True)
-class _Meter:
-    """Measures models against the same dense one."""
-
-    dense: nn.Module
-    material: Material
-    config: CompressConfig
-    inputs: Callable[[int], Inputs]
-
-    def quality(self, model: nn.Module) -> Metrics | None:
-        test = self.material.test
-        return evaluate(model, test) if test is not None and self.material.has_classes else None
-
-    def pair(self, small: nn.Module) -> PairedLatency:
-        measure = self.config.measure
-        inputs: Any = self.inputs(measure.batch_size)
-        threads = measure.n_threads
-        once = latency(self.dense, inputs, repeats=1, warmup=1, n_threads=threads).median_ms / 1000
-        repeats = max(3, min(measure.repeats, int(measure.max_seconds / (2 * once))))
-        warmup = min(10, repeats)
-        return paired_latency(self.dense, small, inputs, repeats=repeats, warmup=warmup, n_threads=threads)
-
-
-def _measured(model: nn.Module, cost: Cost, quality: Metrics | None, timed: Latency) -> Measured:
-    return Measured(
-        accuracy=None if quality is None else quality.accuracy,
-        precision=None if quality is None else quality.precision,
-        recall=None if quality is None else quality.recall,
-        f1=None if quality is None else quality.f1,
-        params=count_parameters(model),
-        macs=cost.macs,
-        size_bytes=size_bytes(model),
-        latency_ms=timed.median_ms,
-        latency_p25_ms=timed.p25_ms,
-        latency_p75_ms=timed.p75_ms,
-    )
-
-
 def _facts(config: CompressConfig, material: Material, budget: Budget, clock: Clock) -> dict[str, Any]:
     seeds = {"split": config.split.seed, "prune": config.prune.seed}
     if config.finetune is not None:
@@ -219,8 +174,7 @@ def _prediction(made: Plan, pair: PairedLatency) -> list[str]:
 def _report(
     stages: dict[str, Any], done: Shrunk, pair: PairedLatency, facts: dict[str, Any], searched: Found | None
 ) -> CompressReport:
-    timed, made, proof = pair.small, done.plan, done.proof
-    how = {name: getattr(timed, name) for name in ("batch_size", "device", "dtype", "n_threads", "repeats")}
+    made, proof = done.plan, done.proof
     return CompressReport(
         **stages,
         verify=str(proof),
@@ -228,7 +182,7 @@ def _report(
         speedup=pair.speedup,
         speedup_p25=pair.speedup_p25,
         speedup_p75=pair.speedup_p75,
-        latency=how,
+        latency=how_timed(pair),
         skipped=made.skipped,
         notes=(
             *made.notes,

@@ -76,11 +76,15 @@ class CompressReport:
 
     def latency_line(self) -> str:
         """Say what the times mean, and the paired speedup."""
-        return (
-            f"latency per batch of {self.latency['batch_size']} on {self.latency['device']}, {self.latency['dtype']},"
-            f" {self.latency['n_threads']} threads, {self.latency['repeats']} runs; {self.speedup:.2f}x as fast as the"
-            f" dense model [{self.speedup_p25:.2f}, {self.speedup_p75:.2f}]"
-        )
+        return latency_line(self.latency, self.speedup, self.speedup_p25, self.speedup_p75)
+
+
+def latency_line(how: dict[str, Any], speedup: float, p25: float, p75: float) -> str:
+    """Say what times mean, and the paired speedup with its quartiles."""
+    return (
+        f"latency per batch of {how['batch_size']} on {how['device']}, {how['dtype']}, {how['n_threads']} threads,"
+        f" {how['repeats']} runs; {speedup:.2f}x as fast as the dense model [{p25:.2f}, {p75:.2f}]"
+    )
 
 
 HEADER = ("model", "accuracy", "F1", "params", "MACs", "bytes", "latency ms", "25 % to 75 %")

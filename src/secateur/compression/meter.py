@@ -1,0 +1,78 @@
+"""Measuring models beside the same dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateur.coding import bake
+from secateur.compression.config import MeasureConfig
+from secateur.compression.material import Material
+from secateur.compression.report import Measured
+from secateur.graph import trace
+from secateur.measure import (
+    Latency,
+    Metrics,
+    PairedLatency,
+    count_parameters,
+    evaluate,
+    latency,
+    paired_latency,
+    size_bytes,
+)
+from secateur.tensors import Inputs
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What a dense model and smaller ones are measured with."""
+
+    dense: nn.Module
+    material: Material
+    config: MeasureConfig
+    inputs: Callable[[int], Inputs]
+
+    def quality(self, model: nn.Module) -> Metrics | None:
+        """Metrics on the test part; None where there is none, or no class labels."""
+        test = self.material.test
+        return evaluate(model, test) if test is not None and self.material.has_classes else None
+
+    def pair(self, small: nn.Module) -> PairedLatency:
+        """Time the dense model and another one in turn, for `max_seconds` at most."""
+        inputs: Any = self.inputs(self.config.batch_size)
+        threads = self.config.n_threads
+        once = latency(self.dense, inputs, repeats=1, warmup=1, n_threads=threads).median_ms / 1000
+        repeats = max(3, min(self.config.repeats, int(self.config.max_seconds / (2 * once))))
+        warmup = min(10, repeats)
+        return paired_latency(self.dense, small, inputs, repeats=repeats, warmup=warmup, n_threads=threads)
+
+    def measured(self, model: nn.Module) -> tuple[Measured, PairedLatency]:
+        """Everything of one model, and its time beside the dense one. Coded weights are packed for the size alone."""
+        plain = bake(model)
+        pair = self.pair(plain)
+        macs = trace(plain, self.inputs(1)).cost().macs
+        return measured(model, macs, self.quality(plain), pair.small), pair
+
+
+def measured(model: nn.Module, macs: int, quality: Metrics | None, timed: Latency) -> Measured:
+    """Put together what was measured apart."""
+    return Measured(
+        accuracy=None if quality is None else quality.accuracy,
+        precision=None if quality is None else quality.precision,
+        recall=None if quality is None else quality.recall,
+        f1=None if quality is None else quality.f1,
+        params=count_parameters(bake(model)),
+        macs=macs,
+        size_bytes=size_bytes(model),
+        latency_ms=timed.median_ms,
+        latency_p25_ms=timed.p25_ms,
+        latency_p75_ms=timed.p75_ms,
+    )
+
+
+def how_timed(pair: PairedLatency) -> dict[str, Any]:
+    """The setting that times are of."""
+    return {name: getattr(pair.small, name) for name in ("batch_size", "device", "dtype", "n_threads", "repeats")}

@@ -1,0 +1,171 @@
+"""Several techniques in a row: carry out a list of steps, and measure after each."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.coding import bake, settle_
+from secateur.compression.config import CompressConfig
+from secateur.compression.material import check_weights, context_of, read_material
+from secateur.compression.meter import Meter, how_timed
+from secateur.compression.report import HEADER, Measured, latency_line, row, versions
+from secateur.compression.resume import Progress
+from secateur.edits import Edits
+from secateur.files.decode import decode
+from secateur.planning import Loss
+from secateur.specs import to_spec
+from secateur.steps.base import Context, Done, Step
+from secateur.steps.order import check_order
+from secateur.surgery import copy_model
+from secateur.tables import text_table
+
+log = logging.getLogger("secateur")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One step: what it left, what it says, how long it took."""
+
+    name: str
+    measured: Measured
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsReport:
+    """The dense model and the one after each step. `to_dict` is JSON."""
+
+    dense: Measured
+    steps: tuple[StepReport, ...]
+    speedup: float  # dense time / final time, median over alternating forwards
+    speedup_p25: float
+    speedup_p75: float
+    latency: dict[str, Any]  # batch_size, device, dtype, n_threads, repeats
+    n_samples: dict[str, int]
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    def stages(self) -> dict[str, Measured]:
+        """The models that were measured, by name: "dense", "1 prune", …"""
+        return {"dense": self.dense, **{f"{i} {s.name}": s.measured for i, s in enumerate(self.steps, 1)}}
+
+    def latency_line(self) -> str:
+        """Say what the times mean, and the paired speedup."""
+        return latency_line(self.latency, self.speedup, self.speedup_p25, self.speedup_p75)
+
+    def notes(self) -> list[str]:
+        """What the steps say, each with its number and name."""
+        lines = []
+        for i, step in enumerate(self.steps, 1):
+            lines += [f"{i} {step.name}: {note}" for note in step.notes]
+            if step.skipped:
+                lines.append(f"{i} {step.name}: left alone {len(step.skipped)}, the first {': '.join(step.skipped[0])}")
+        return lines
+
+    def __str__(self) -> str:
+        table = text_table(HEADER, [row(name, m) for name, m in self.stages().items()])
+        return "\n".join([table, self.latency_line(), *(f"note: {note}" for note in self.notes())])
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The model after the last step (its weights still coded, see `secateur.bake`), the edits that lead to it."""
+
+    model: nn.Module
+    edits: Edits
+    report: StepsReport
+
+
+def run_steps(
+    model: nn.Module,
+    data: Any,
+    steps: Sequence[Step],
+    *,
+    config: CompressConfig | None = None,
+    labels: Any = None,
+    loss: Loss | None = None,
+    checkpoints: Path | None = None,
+    progress: bool = True,
+) -> Composed:
+    """Carry out steps in order on a copy of the model, and measure after each.
+
+    Args:
+        model, data, labels, loss, progress: as for `compress`.
+        config: its `calibration`, `measure` and `split`; the steps say the rest.
+        checkpoints: a folder for the model after each step. A run that was killed goes on from the last one that is
+            there, if the model, the data's form and the steps up to it are the same; it is removed at the end.
+    Raises:
+        ConfigError: the steps can't follow each other so. Nothing was done.
+        SecateurError: what the steps raise; the checkpoints of those before stay.
+    """
+    config = config or CompressConfig()
+    material = read_material(data, labels, config.split)
+    check_order(steps, has_labels=material.train is not None)
+    check_weights(model)
+    context = context_of(material, model, config.calibration.n_samples, config.prune.seed, loss)
+    context = replace(context, progress=progress)
+    meter = Meter(model, material, config.measure, context.inputs)
+    current, edits = copy_model(model).eval(), Edits(inputs=to_spec(context.example))
+    reports: list[StepReport] = []
+    store = None if checkpoints is None else Progress(checkpoints, model, steps, material)
+    if store is not None:
+        current, edits, before = store.latest(current, edits)
+        reports = [decode(StepReport, report, "steps") for report in before]
+    for i in range(len(reports), len(steps)):
+        log.info("step %d of %d: %s", i + 1, len(steps), steps[i].name)
+        start = time.perf_counter()
+        inside = replace(context, checkpoint=None if store is None else store.inside(i))
+        current, edits, done = _carry_out(steps[i], current, edits, inside)
+        seconds = time.perf_counter() - start
+        reports.append(_step_report(steps[i].name, done, meter.measured(current)[0], seconds))
+        if store is not None:
+            store.keep(current, edits, [asdict(r) for r in reports])
+    dense, pair = meter.measured(model)[0], meter.pair(bake(current))
+    if store is not None:
+        store.remove()
+    report = StepsReport(
+        dense=dense,
+        steps=tuple(reports),
+        speedup=pair.speedup,
+        speedup_p25=pair.speedup_p25,
+        speedup_p75=pair.speedup_p75,
+        latency=how_timed(pair),
+        n_samples=material.sizes(),
+        seeds={"split": config.split.seed, "calibration": config.prune.seed},
+        versions=versions(),
+        seconds=context.clock.seconds,
+    )
+    return Composed(current, edits, report)
+
+
+def _carry_out(step: Step, model: nn.Module, edits: Edits, context: Context) -> tuple[nn.Module, Edits, Done]:
+    with context.clock.phase(step.name):
+        done = step.run(model, context)
+    settle_(done.model)
+    return done.model.eval(), edits if done.edit is None else edits.then(done.edit), done
+
+
+def _step_report(name: str, done: Done, measured: Measured, seconds: float) -> StepReport:
+    return StepReport(
+        name=name,
+        measured=measured,
+        skipped=done.skipped,
+        notes=done.notes,
+        facts=done.facts,
+        seconds=round(seconds, 3),
+    )
