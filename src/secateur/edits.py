@@ -115,6 +115,8 @@ class Edits:
     @classmethod
     def from_json(cls, text: str) -> Edits:
         """Read edits back. Raises PlanError for anything that is not exactly a list of them."""
+        import secateur.steps  # noqa: F401  registers the edits of all steps, which import this module
+
         try:
             data = json.loads(text)
             if data.get("kind") == "secateur.plan":

@@ -103,7 +103,7 @@ def layers_of(
             skipped.append((key, "ignored"))
         elif name == "weight" and isinstance(module, nn.Linear | _ConvNd) and not isinstance(module, _ConvTransposeNd):
             found[key] = Layer(key, module)
-        elif name == "weight" and _is_hf_conv1d(module):
+        elif name == "weight" and is_transposed(module):
             found[key] = Layer(key, module, is_transposed=True)
         else:
             kind = type(module).__name__.removeprefix("Parametrized")
@@ -149,7 +149,7 @@ def gram(rows: Tensor) -> Tensor:
     return by_group.mT @ by_group
 
 
-def _is_hf_conv1d(module: nn.Module) -> bool:
-    """GPT-2's linear layer, whose weight is (in, out)."""
+def is_transposed(module: nn.Module) -> bool:
+    """True for GPT-2's linear layer, whose weight is (in, out)."""
     transformers = sys.modules.get("transformers.pytorch_utils")
     return transformers is not None and isinstance(module, transformers.Conv1D)

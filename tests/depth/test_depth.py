@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import secateur
-from secateur.depth import CHOICES, Drop, DropBlocks, Identity, find_blocks
+from secateur.criteria import cross_entropy
+from secateur.depth import CHOICES, Data, Identity, Removal, find_blocks
 from secateur.edits import Edits
 from secateur.errors import ConfigError, PlanError, RegistryError
 from secateur.models import cifar_resnet20
-from secateur.steps import STEPS, Context
+from secateur.steps import STEPS, Context, Drop
 
 TOKENS = torch.randint(0, 60, (4, 12), generator=torch.Generator().manual_seed(0))
 IDS = {"input_ids": TOKENS}
@@ -74,7 +77,7 @@ class Stack(nn.Module):
 def test_a_removed_block_is_an_identity(by: str, gone: set[int], n_outputs: int) -> None:
     torch.manual_seed(0)
     model, x = Stack([1.0] * 5, n_outputs).eval(), torch.randn(4, 8)
-    done = DropBlocks(n=2, by=by).run(model, context(model, x))
+    done = Drop(n=2, by=by).run(model, context(model, x))
     plain = Stack([1.0] * 5).eval()
     plain.load_state_dict(model.state_dict())
     assert torch.equal(done.model(x), without(plain, *(f"blocks.{i}" for i in gone))(x))
@@ -87,12 +90,19 @@ def test_a_removed_block_is_an_identity(by: str, gone: set[int], n_outputs: int)
 def test_edits_are_json_and_replay() -> None:
     torch.manual_seed(0)
     model, x = Stack([1.0] * 5).eval(), torch.randn(4, 8)
-    done = DropBlocks(only=("blocks.[13]",)).run(model, context(model, x))
+    done = Drop(only=("blocks.[13]",)).run(model, context(model, x))
     edits = Edits().then(done.edit)
     assert Edits.from_json(edits.to_json()) == edits
     again = edits.replay(Stack([1.0] * 5))
     again.load_state_dict(done.model.state_dict())
     assert torch.equal(again(x), done.model(x))
+
+
+def test_a_new_process_knows_the_edits_of_all_steps() -> None:
+    text = Edits().then(Removal({"0": 0})).to_json()
+    code = "import sys; from secateur.edits import Edits; print(Edits.from_json(sys.stdin.read()).steps[0].kind)"
+    run = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, check=True)
+    assert run.stdout == "drop\n"
 
 
 def test_resnet_blocks_that_change_shapes_stay() -> None:
@@ -102,7 +112,7 @@ def test_resnet_blocks_that_change_shapes_stay() -> None:
     expected = [f"layer{i}.{j}" for i in (1, 2, 3) for j in range(3)]
     assert [b.fqn for b in blocks] == [fqn for fqn in expected if fqn not in ("layer2.0", "layer3.0")]
     assert dict(skipped)["layer2.0"] == "it turns float32 [2, 16, 32, 32] into float32 [2, 32, 16, 16]"
-    done = DropBlocks(only=("layer3.*",)).run(model, context(model, x))
+    done = Drop(only=("layer3.*",)).run(model, context(model, x))
     assert torch.equal(done.model(x), without(model, "layer3.1", "layer3.2")(x))
     secateur.apply(done.model, secateur.plan(done.model, x, secateur.Budget(macs=0.5)))  # proven by the numeric law
 
@@ -118,7 +128,7 @@ def test_angular_distance_takes_the_run_that_turns_least() -> None:
     torch.manual_seed(0)
     model = Stack([1.0, 0.1, 0.1, 1.0, 0.02]).eval()
     batches = [torch.randn(3, 4, 8) for _ in range(2)]
-    choice = CHOICES["angular"](model, find_blocks(model, batches[0])[0], 2, context(model, batches[0], batches))
+    choice = CHOICES["angular"](model, find_blocks(model, batches[0])[0], 2, Data(lambda: batches, cross_entropy))
     for start in range(4):  # slow and obvious
         total = 0.0
         for x in batches:
@@ -152,7 +162,7 @@ def test_kl_and_loss_take_one_block_after_another() -> None:
         for _ in range(2):
             gone.append(min((i for i in range(5) if i not in gone), key=lambda i: score(*gone, i)))
             expected[f"blocks.{gone[-1]}"] = score(*gone)
-        done = DropBlocks(n=2, by=by).run(model, context(model, batches[0][0], batches))
+        done = Drop(n=2, by=by).run(model, context(model, batches[0][0], batches))
         assert done.facts["scores"] == pytest.approx(expected, abs=1e-6)
         assert set(done.edit.identities) == set(expected)
 
@@ -184,7 +194,7 @@ FOLLOWING = ("num_hidden_layers", "n_layer", "layer_types")
 def test_causal_models_save_load_and_generate(name: str, tmp_path: Path) -> None:
     model = hugging_face(name, **CAUSAL[name])
     holder = "transformer.h" if name.startswith("GPT2") else "model.layers"
-    done = DropBlocks(only=(f"{holder}.[02]",)).run(model, context(model, IDS))
+    done = Drop(only=(f"{holder}.[02]",)).run(model, context(model, IDS))
     assert done.notes == ()
     assert done.edit.lists == {holder: (0, 2)}
     assert {path for _, path, _ in done.edit.numbers} <= {
@@ -224,7 +234,7 @@ def test_encoders_save_and_load(name: str, lists: dict[str, int], numbers: dict[
     bart |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
     model = hugging_face(name, **(bart if name.startswith("Bart") else {}))
     example = {**IDS, "decoder_input_ids": TOKENS} if name.startswith("Bart") else IDS
-    done = DropBlocks(only=tuple(f"{fqn}.1" for fqn in lists)).run(model, context(model, example))
+    done = Drop(only=tuple(f"{fqn}.1" for fqn in lists)).run(model, context(model, example))
     assert done.notes == ()
     assert numbers.items() <= {path.removeprefix("config."): value for _, path, value in done.edit.numbers}.items()
     done.model.save_pretrained(tmp_path)
@@ -238,7 +248,7 @@ def test_encoders_save_and_load(name: str, lists: dict[str, int], numbers: dict[
 def test_a_scale_by_place_keeps_identities() -> None:
     """Taken out of the list, the later blocks would be scaled by their new places when the model is loaded."""
     model = hugging_face("GPT2LMHeadModel", n_embd=16, n_layer=4, n_head=4, scale_attn_by_inverse_layer_idx=True)
-    done = DropBlocks(only=("*.h.1",)).run(model, context(model, IDS))
+    done = Drop(only=("*.h.1",)).run(model, context(model, IDS))
     assert set(done.edit.identities) == {"transformer.h.1"}
     assert "the others compute something else in their new places" in done.notes[0]
     with torch.no_grad():
@@ -265,16 +275,16 @@ def test_what_cannot_go_is_said() -> None:
         "blocks.3": "it is not called",
     }
     with pytest.raises(ConfigError, match="1 blocks of Odd can be removed, not 2"):
-        DropBlocks(n=2, by="last").run(model, context(model, x))
+        Drop(n=2, by="last").run(model, context(model, x))
     with pytest.raises(ConfigError, match="Say how many"):
-        DropBlocks()
+        Drop()
     with pytest.raises(ConfigError, match="n=0"):
-        DropBlocks(n=0)
+        Drop(n=0)
     with pytest.raises(RegistryError, match="No choice of blocks 'best'"):
-        DropBlocks(n=1, by="best")
+        Drop(n=1, by="best")
     with pytest.raises(PlanError, match=r"no block 'blocks\.9'"):
-        Drop({"blocks.9": 0}).replay(model)
+        Removal({"blocks.9": 0}).replay(model)
     with pytest.raises(PlanError, match="'blocks' is no ModuleList with more than"):
-        Drop(lists={"blocks": (0, 1, 2, 3, 4)}).replay(model)
-    assert STEPS["drop"] is DropBlocks
-    assert isinstance(Drop({"blocks.0": 0}).replay(model).blocks[0], Identity)
+        Removal(lists={"blocks": (0, 1, 2, 3, 4)}).replay(model)
+    assert STEPS["drop"] is Drop
+    assert isinstance(Removal({"blocks.0": 0}).replay(model).blocks[0], Identity)

@@ -13,10 +13,11 @@ import secateur
 from secateur.criteria.gradients import logits_of
 from secateur.edits import Edits, Prune
 from secateur.errors import ConfigError, GroupError, PlanError, RegistryError
-from secateur.lowrank import FORMS, Factored, Factorize, Factors, merge
-from secateur.lowrank.layers import kernel_of, rows_of
+from secateur.lowrank import FORMS, Factored, Factors, merge
+from secateur.lowrank.layers import kernel_of
+from secateur.lowrank.sites import Site, collect_grams
 from secateur.models import DigitsCNN
-from secateur.steps import STEPS, Context
+from secateur.steps import STEPS, Context, Factorize
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -109,8 +110,7 @@ def test_aware_factors_are_nearest_on_what_the_layer_reads(name: str) -> None:
     make, size = LAYERS[name]
     layer = make().double()
     x = torch.cat([random(*size, seed=s) * torch.linspace(0.1, 3, size[-1], dtype=torch.float64) for s in range(20)])
-    rows = rows_of(layer, x, 10**9).movedim(0, 1)
-    aware = chain(layer, "svd", (2,), rows.mT @ rows)
+    aware = chain(layer, "svd", (2,), gram_of(layer, x))
     target = layer(x).detach()
 
     def error(made: nn.Module) -> float:
@@ -125,14 +125,20 @@ def test_aware_factors_are_nearest_on_what_the_layer_reads(name: str) -> None:
     assert error(aware) < error(chain(layer, "svd", (2,)))
 
 
-def test_rows_are_what_a_convolution_multiplies() -> None:
-    layer = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=False).double()
-    x = random(3, 4, 9, 8)
-    rows = rows_of(layer, x, 10**9)
-    outs = torch.einsum("ngk,gok->ngo", rows, kernel_of(layer).flatten(2)).flatten(1)
-    torch.testing.assert_close(outs, layer(x).movedim(1, -1).flatten(0, -2))
-    assert 5 <= len(rows_of(layer, x, 15)) < len(rows)
-    torch.testing.assert_close(rows_of(layer, x[0], 10**9), rows[:20])  # a sample without a batch
+@pytest.mark.parametrize("name", LAYERS)
+def test_grams_are_those_of_what_kernels_multiply(name: str) -> None:
+    """sum y y^T = W (sum x x^T) W^T for the outputs y without bias."""
+    make, size = LAYERS[name]
+    layer, x = make().double(), random(*size)
+    kernel = kernel_of(layer).detach().flatten(2)
+    layer.bias = None
+    outs = layer(x).detach().movedim(1 if x.dim() > 2 else -1, 0).flatten(1)
+    expected = torch.stack([part @ part.T for part in outs.chunk(len(kernel))])
+    torch.testing.assert_close(kernel @ gram_of(layer, x) @ kernel.mT, expected)
+
+
+def gram_of(layer: nn.Module, x: Tensor) -> Tensor:
+    return collect_grams(layer, [Site("", layer)], [x], max_rows=10**9)[""]
 
 
 def test_tucker_errors_are_those_of_its_kernels_and_fall() -> None:

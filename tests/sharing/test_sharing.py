@@ -15,9 +15,9 @@ import secateur
 from secateur.coding import Code, Mask, attach_, bake, codable, codings_of
 from secateur.edits import Edits
 from secateur.errors import ConfigError, FileError, PlanError
-from secateur.sharing import Codebook, Share, ShareWeights
+from secateur.sharing import Codebook, Codebooks
 from secateur.sharing.clusters import fit_lines, fit_values, nearest_lines, nearest_values
-from secateur.steps import STEPS, Context
+from secateur.steps import STEPS, Context, Share
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 4, (8,), generator=torch.Generator().manual_seed(1))
@@ -88,10 +88,10 @@ def test_lines_are_found_whatever_the_scale_and_sign() -> None:
 
 
 CASES = {
-    "values": ShareWeights(n_values=8),
-    "one codebook": ShareWeights(n_values=8, is_global=True),
-    "kernels": ShareWeights(n_values=8, is_kernel=True),
-    "kernels of all layers": ShareWeights(n_values=8, is_kernel=True, is_global=True),
+    "values": Share(n_values=8),
+    "one codebook": Share(n_values=8, is_global=True),
+    "kernels": Share(n_values=8, is_kernel=True),
+    "kernels of all layers": Share(n_values=8, is_kernel=True, is_global=True),
 }
 
 
@@ -142,7 +142,7 @@ def test_tied_gradients_are_the_sums_of_their_group() -> None:
 def test_fine_tuning_keeps_ties_and_zeros() -> None:
     model = net()
     masks = half_masked(model)
-    done = ShareWeights(n_values=4).run(model, context(model))
+    done = Share(n_values=4).run(model, context(model))
     optimizer = torch.optim.SGD(done.model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     before = codable(done.model)[0]
     first = float(nn.functional.cross_entropy(done.model(X), Y).detach())
@@ -160,14 +160,14 @@ def test_fine_tuning_keeps_ties_and_zeros() -> None:
 
 def test_curvature_decides_what_is_coded_well() -> None:
     model = net()
-    plain = ShareWeights(n_values=4).run(model, context(model))
-    aware = ShareWeights(n_values=4, is_weighted=True).run(model, context(model, [(X, Y)]))
+    plain = Share(n_values=4).run(model, context(model))
+    aware = Share(n_values=4, is_weighted=True).run(model, context(model, [(X, Y)]))
     fisher = secateur.criteria.collect_squared_gradients(model, [(X, Y)])
     for key, weight in codable(model)[0].items():
         lost = [float((fisher[key] * (codable(done.model)[0][key] - weight).square()).sum()) for done in (aware, plain)]
         assert lost[0] < lost[1]
     with pytest.raises(ConfigError, match="no labels"):
-        ShareWeights(is_weighted=True).run(model, context(model, [X]))
+        Share(is_weighted=True).run(model, context(model, [X]))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -190,7 +190,7 @@ def test_a_saved_model_is_small_and_comes_back(name: str, tmp_path: Path) -> Non
 
 def test_a_traced_model_keeps_what_is_shared_whole() -> None:
     model = net()
-    done = ShareWeights(n_values=8, only=("3.*",)).run(model, context(model))
+    done = Share(n_values=8, only=("3.*",)).run(model, context(model))
     graph = secateur.trace(done.model, X[:1])
     assert not any("3." in m.key for g in graph.prunable for m in g.members)
 
@@ -199,13 +199,13 @@ def test_what_is_left_alone_has_a_reason() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 3), nn.Conv2d(2, 2, 3), nn.Flatten())
     model[2].weight.data.zero_()
     attach_(model, "3.weight", Mask(torch.rand(2, 2, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.5))
-    done = ShareWeights(n_values=3, is_kernel=True).run(model, context(model))
+    done = Share(n_values=3, is_kernel=True).run(model, context(model))
     assert dict(done.skipped) == {
         "1.weight": "its kernels are single weights",
         "2.weight": "all of it is zero",
         "3.weight": "its mask leaves parts of kernels",
     }
-    again = ShareWeights(n_values=64, ignore=("1.*",)).run(done.model, context(model))
+    again = Share(n_values=64, ignore=("1.*",)).run(done.model, context(model))
     assert dict(again.skipped) == {
         "0.weight": "coded already",
         "1.weight": "protected by `only` or `ignore`",
@@ -213,14 +213,14 @@ def test_what_is_left_alone_has_a_reason() -> None:
         "3.weight": "it has no more than 64 weights",
     }
     assert again.edit is None
-    assert STEPS["share"] is ShareWeights
+    assert STEPS["share"] is Share
 
 
 def test_settings_edits_and_files_are_checked() -> None:
     with pytest.raises(ConfigError, match="n_values=0"):
-        ShareWeights(n_values=0)
+        Share(n_values=0)
     with pytest.raises(ConfigError, match="as a whole"):
-        ShareWeights(is_kernel=True, is_weighted=True)
+        Share(is_kernel=True, is_weighted=True)
     weight = torch.randn(4, 6)
     good = {"n_values": 3, "unit": 2, "n_scales": 12, "has_zero": True}
     for bad in ({}, {**good, "unit": 5}, {**good, "n_values": 13}, {**good, "n_scales": 2}, {**good, "n_values": "3"}):
@@ -238,7 +238,7 @@ def test_settings_edits_and_files_are_checked() -> None:
             blank.unpack(wrong, (4, 6))
     model = nn.Sequential(nn.Linear(6, 4))
     with pytest.raises(PlanError, match="can't borrow"):
-        Share({"0.weight": ("codebook", good)}, {"0.weight": "1.weight"}).replay(model)
+        Codebooks({"0.weight": ("codebook", good)}, {"0.weight": "1.weight"}).replay(model)
     with pytest.raises(ConfigError, match="same settings"):
         blank.borrow_(Codebook.blank(weight, {**good, "n_values": 4}))
     assert np.isfinite(blank(weight).detach().numpy()).all()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.forward import plain_forward
-from secateur.tensors import Inputs, modules_of, on_device, tensors_in
+from secateur.tensors import Inputs, modules_of, tensors_in
+from secateur.watching import first_of, watch
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,6 @@ class Identity(nn.Module):
         return f"n_outputs={self.n_outputs}"
 
 
-def first_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first argument of a call, however it was passed."""
-    return args[0] if args else next(iter(kwargs.values()), None)
-
-
 def find_blocks(model: nn.Module, example: Inputs) -> tuple[list[Block], list[tuple[str, str]]]:
     """The blocks of a model in order of execution, the outermost ones, and what can't be removed, as (fqn, reason).
 
@@ -90,27 +83,6 @@ def find_blocks(model: nn.Module, example: Inputs) -> tuple[list[Block], list[tu
     faults |= {fqn: "it is not called" for fqn in members if fqn not in found and fqn not in faults}
     outer = [b for b in blocks.values() if not _is_inside(b.fqn, blocks)]
     return outer, [(fqn, reason) for fqn, reason in faults.items() if not _is_inside(fqn, blocks)]
-
-
-def watch(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    batches: Iterable[Inputs],
-    see: Callable[[str, Any, Any], None],
-    after: Callable[[], None] = lambda: None,
-) -> None:
-    """Run a model in eval mode and show `see` each call as (fqn, first argument, output), and `after` each batch."""
-
-    def hook(fqn: str) -> Callable[..., None]:
-        return lambda module, args, kwargs, out: see(fqn, first_of(args, kwargs), out)
-
-    with plain_forward(model), ExitStack() as stack:
-        for fqn, module in modules.items():
-            stack.enter_context(module.register_forward_hook(hook(fqn), with_kwargs=True))
-        for inputs in batches:
-            args, kwargs = on_device(model, inputs)
-            model(*args, **kwargs)
-            after()
 
 
 def _form(first: Any, out: Any) -> tuple[int, str]:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from secateur.criteria.kl import kl_divergence, predictions
 from secateur.criteria.samples import inputs_of, split
-from secateur.depth.blocks import Block, Identity, watch
+from secateur.depth.blocks import Block, Identity
 from secateur.errors import ConfigError
 from secateur.forward import plain_forward
+from secateur.planning import Loss
 from secateur.registry import Registry
-from secateur.steps import Context
 from secateur.surgery import replace_modules_
 from secateur.tensors import on_device
+from secateur.watching import watch
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,34 @@ class Choice:
     scores: dict[str, float]
 
 
-Choose = Callable[[nn.Module, Sequence[Block], int, Context], Choice]
-"""Of (a model that may be changed meanwhile, its blocks in order, how many to remove, what else there is)."""
+@dataclass(frozen=True)
+class Data:
+    """Calibration batches, afresh at each call, with labels where there are any; and the loss of (outputs, labels)."""
+
+    batches: Callable[[], Iterable[Any]]
+    loss: Loss
+
+
+Choose = Callable[[nn.Module, Sequence[Block], int, Data], Choice]
+"""Of (a model that may be changed meanwhile, its blocks in order, how many to remove, what they are judged on)."""
 
 CHOICES = Registry[str, Choose]("choice of blocks")
 
 
 @CHOICES.register("first")
-def first(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) -> Choice:
+def first(model: nn.Module, blocks: Sequence[Block], n: int, data: Data) -> Choice:
     """The first n."""
     return Choice(tuple(blocks[:n]), {})
 
 
 @CHOICES.register("last")
-def last(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) -> Choice:
+def last(model: nn.Module, blocks: Sequence[Block], n: int, data: Data) -> Choice:
     """The last n."""
     return Choice(tuple(blocks[len(blocks) - n :]), {})
 
 
 @CHOICES.register("angular")
-def angular(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) -> Choice:
+def angular(model: nn.Module, blocks: Sequence[Block], n: int, data: Data) -> Choice:
     """The n neighbours that turn what goes through them least: mean of arccos(cos(x, y)) / pi.
 
     x is the input of the first and y the output of the last of them. Vectors are those of the last axis for inputs
@@ -78,7 +87,7 @@ def angular(model: nn.Module, blocks: Sequence[Block], n: int, context: Context)
         outputs.clear()
 
     modules = {block.fqn: model.get_submodule(block.fqn) for block in blocks}
-    watch(model, modules, map(inputs_of, context.calibration()), see, add)
+    watch(model, modules, map(inputs_of, data.batches()), see, add)
     if not n_batches:
         raise ConfigError("There is no calibration batch to compare inputs and outputs of blocks on.")
     scores = {fqn: angle / n_batches for fqn, angle in angles.items()}
@@ -87,7 +96,7 @@ def angular(model: nn.Module, blocks: Sequence[Block], n: int, context: Context)
 
 
 @CHOICES.register("kl")
-def kl(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) -> Choice:
+def kl(model: nn.Module, blocks: Sequence[Block], n: int, data: Data) -> Choice:
     """One after another, the block whose removal changes the predictions least: mean KL(p || p without it), no labels.
 
     p is what the model predicted before the first removal. Takes about n * len(blocks) passes over the data.
@@ -95,7 +104,7 @@ def kl(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) -> C
 
     def scores(trials: Sequence[Sequence[Block]]) -> list[float]:
         sums, n_samples = [0.0] * len(trials), 0
-        for inputs in map(inputs_of, context.calibration()):
+        for inputs in map(inputs_of, data.batches()):
             full = predictions(_run(model, (), inputs))
             n_samples += len(full)
             sums = [
@@ -107,12 +116,12 @@ def kl(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) -> C
 
 
 @CHOICES.register("loss")
-def loss(model: nn.Module, blocks: Sequence[Block], n: int, context: Context) -> Choice:
+def loss(model: nn.Module, blocks: Sequence[Block], n: int, data: Data) -> Choice:
     """One after another, the block without which the loss is least. Needs labels; as many passes as `kl`."""
 
     def scores(trials: Sequence[Sequence[Block]]) -> list[float]:
-        batches = [split(batch, i) for i, batch in enumerate(context.calibration())]
-        return [_mean(float(context.label_loss(_run(model, t, x), y)) for x, y in batches) for t in trials]
+        batches = [split(batch, i) for i, batch in enumerate(data.batches())]
+        return [_mean(float(data.loss(_run(model, t, x), y)) for x, y in batches) for t in trials]
 
     return _greedy(blocks, n, scores)
 

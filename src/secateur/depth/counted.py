@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.depth.edit import Drop, Numbers
+from secateur.depth.edit import Numbers, Removal
 from secateur.frameworks.huggingface_model import build
 from secateur.tensors import copy_around, distinct, like, modules_of, named_tensors
 
 _PLAIN = (bool, int, float, str, list, type(None))
 
 
-def count(model: nn.Module, edit: Drop, holder: str, indices: tuple[int, ...]) -> Drop | str:
+def count(model: nn.Module, edit: Removal, holder: str, indices: tuple[int, ...]) -> Removal | str:
     """The edit that also takes these blocks out of a list, where the config counts it, or why it can't be counted.
 
     A number of the config that equals the length of the list is lowered, and lists of that length beside it are cut

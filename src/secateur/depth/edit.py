@@ -19,7 +19,7 @@ Numbers = tuple[tuple[str, str, Any], ...]
 
 @EDITS.register("drop")
 @dataclass(frozen=True)
-class Drop:
+class Removal:
     """Blocks that are gone.
 
     Attributes:
@@ -28,7 +28,7 @@ class Drop:
         numbers: attributes that follow the new places and counts, such as `layer_idx` and `config.num_hidden_layers`.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> Drop({"1": 0}).replay(net)[1]
+    >>> Removal({"1": 0}).replay(net)[1]
     Identity(n_outputs=0)
     """
 

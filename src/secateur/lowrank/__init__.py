@@ -5,6 +5,5 @@ from __future__ import annotations
 from secateur.lowrank.edit import Factors, merge
 from secateur.lowrank.forms import FORMS
 from secateur.lowrank.layers import Factored
-from secateur.lowrank.step import Factorize
 
-__all__ = ["FORMS", "Factored", "Factorize", "Factors", "merge"]
+__all__ = ["FORMS", "Factored", "Factors", "merge"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from secateur.compensation.readers import Thin, Window
 from secateur.errors import PlanError
+from secateur.layers import is_transposed
 from secateur.lowrank.forms import FORMS, Rank, Shape
 
 _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -20,7 +18,7 @@ _CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1
 def fault_of(layer: nn.Module) -> str | None:
     """Why a layer can't be factored; empty where it can, None for what is no such layer."""
     kind = type(layer)
-    if kind is nn.Linear or _is_transposed_linear(layer):
+    if kind is nn.Linear or is_transposed(layer):
         return ""
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return "transposed convolution"
@@ -36,25 +34,9 @@ def fault_of(layer: nn.Module) -> str | None:
 def kernel_of(layer: nn.Module) -> Tensor:
     """The weight as (groups, outputs, inputs, *window), a view."""
     weight = _weight(layer)
-    if _is_transposed_linear(layer):
+    if is_transposed(layer):
         return weight.T[None]
     return weight.reshape(_groups(layer), -1, *weight.shape[1:])
-
-
-def rows_of(layer: nn.Module, x: Tensor, max_rows: int) -> Tensor:
-    """What each output position of a layer reads, (n, groups, inputs * window), thinned to about `max_rows` of them."""
-    if not isinstance(layer, nn.modules.conv._ConvNd):
-        rows = x.reshape(-1, 1, x.shape[-1])
-        return rows[:: max(1, len(rows) // max_rows)]
-    if x.dim() == len(layer.kernel_size) + 1:
-        x = x[None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = functional.pad(x, layer._reversed_padding_repeated_twice, mode)
-    none = (0,) * len(layer.kernel_size)
-    window = Window(layer.kernel_size, layer.stride, none, layer.dilation, layer.groups)
-    n_rows = x.shape[0] * math.prod(x.shape[2:]) // math.prod(layer.stride)
-    step = max(1, round((n_rows / max_rows) ** (1 / len(none))))
-    return window.unfold(padded, Thin(step))
 
 
 @dataclass(frozen=True)
@@ -199,8 +181,3 @@ def _weight(layer: nn.Module) -> Tensor:
 
 def _groups(layer: nn.Module) -> int:
     return layer.groups if isinstance(layer, nn.modules.conv._ConvNd) else 1
-
-
-def _is_transposed_linear(layer: nn.Module) -> bool:
-    """`Conv1D` of Transformers (GPT-2), which is a matrix of (inputs, outputs)."""
-    return type(layer).__name__ == "Conv1D" and type(layer).__module__ == "transformers.pytorch_utils"

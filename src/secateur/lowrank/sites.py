@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 
 from secateur.criteria.samples import inputs_of
 from secateur.forward import plain_forward
+from secateur.layers import Layer, gram, is_transposed, sum_over_inputs
 from secateur.lowrank.forms import Form, Rank
-from secateur.lowrank.layers import Factored, fault_of, kernel_of, rows_of
+from secateur.lowrank.layers import Factored, fault_of, kernel_of
 from secateur.tensors import Inputs, modules_of, on_device
+from secateur.watching import watch
 
 
 @dataclass
@@ -61,13 +62,15 @@ def find_sites(model: nn.Module, example: Inputs) -> tuple[list[Site], list[tupl
         elif fault == "":
             sites.setdefault(id(module), Site(fqn, module))
 
-    def record(site: Site, x: Tensor, y: Tensor) -> None:
+    def record(fqn: str, x: Tensor, y: Tensor) -> None:
+        site = by_name[fqn]
         n_axes = kernel_of(site.layer).dim() - 3
         before, after = tuple(x.shape[x.dim() - n_axes :]), tuple(y.shape[y.dim() - n_axes :])
         n_samples = x.numel() // (math.prod(before) * kernel_of(site.layer).shape[2] * kernel_of(site.layer).shape[0])
         site.calls.append((n_samples, before, after))
 
-    watch(model, sites.values(), [example], record)
+    by_name = {site.fqn: site for site in sites.values()}
+    watch(model, {fqn: site.layer for fqn, site in by_name.items()}, [example], record)
     found = []
     for site in sites.values():
         if not site.calls:
@@ -82,37 +85,25 @@ def find_sites(model: nn.Module, example: Inputs) -> tuple[list[Site], list[tupl
 def collect_grams(
     model: nn.Module, sites: Iterable[Site], batches: Iterable[Any], *, max_rows: int = 8192
 ) -> dict[str, Tensor]:
-    """Sums of x x^T over what each layer reads, (groups, k, k) float64 on the model's device, k = inputs * window.
+    """Sums of x x^T over what each layer reads, (groups, k, k) float64, with k = inputs * window as in `kernel_of`.
 
     Args:
         max_rows: about how many positions of each batch count; they are spread evenly over it.
     """
-    grams: dict[str, Tensor] = {}
+    found = {site.fqn: site.layer for site in sites}
+    layers = {fqn: Layer(fqn, layer, is_transposed(layer)) for fqn, layer in found.items()}
 
-    def add(site: Site, x: Tensor, y: Tensor) -> None:
-        rows = rows_of(site.layer, x, max_rows).movedim(0, 1)
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        seen = (rows.mT @ rows).double()
-        grams[site.fqn] = grams[site.fqn] + seen if site.fqn in grams else seen
-
-    watch(model, sites, (inputs_of(batch) for batch in batches), add)
-    return grams
-
-
-def watch(
-    model: nn.Module,
-    sites: Iterable[Site],
-    batches: Iterable[Inputs],
-    see: Callable[[Site, Tensor, Tensor], None],
-) -> None:
-    """Run a model on batches, in eval mode and without gradients, and show what layers read and give."""
-
-    def hook(site: Site) -> Callable[..., None]:
-        return lambda module, args, kwargs, out: see(site, (*args, *kwargs.values())[0], out)
-
-    with plain_forward(model), ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(site.layer.register_forward_hook(hook(site), with_kwargs=True))
-        for inputs in batches:
-            args, kwargs = on_device(model, inputs)
+    def run() -> None:
+        for batch in batches:
+            args, kwargs = on_device(model, inputs_of(batch))
             model(*args, **kwargs)
+
+    def of(rows: Tensor) -> Tensor:
+        return gram(rows[:: max(1, len(rows) // max_rows)]).double()
+
+    with plain_forward(model):
+        sums = sum_over_inputs(layers, run, of)
+    for fqn, total in sums.items():  # from columns by position and channel to channel and position
+        order = torch.arange(total.shape[-1]).reshape(-1, layers[fqn].n_inputs).T.flatten()
+        sums[fqn] = total[:, order][:, :, order]
+    return sums

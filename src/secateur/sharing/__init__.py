@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from secateur.sharing.codebook import Codebook
-from secateur.sharing.edit import Share
-from secateur.sharing.step import ShareWeights
+from secateur.sharing.edit import Codebooks
 
-__all__ = ["Codebook", "Share", "ShareWeights"]
+__all__ = ["Codebook", "Codebooks"]

@@ -16,7 +16,7 @@ from secateur.sharing.codebook import Codebook
 
 @EDITS.register("share")
 @dataclass(frozen=True)
-class Share(Code):
+class Codebooks(Code):
     """Codebooks by weight, and from which weight one is borrowed, where it is."""
 
     kind: ClassVar[str] = "share"

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from secateur.steps.activate import Activate
 from secateur.steps.base import FORMS, STEPS, Context, Done, Step
+from secateur.steps.drop import Drop
+from secateur.steps.factorize import Factorize
 from secateur.steps.quantize import Quantize
+from secateur.steps.share import Share
 from secateur.steps.sparsify import Sparsify
 
-__all__ = ["FORMS", "STEPS", "Activate", "Context", "Done", "Quantize", "Sparsify", "Step"]
+__all__ = [
+    "FORMS",
+    "STEPS",
+    "Activate",
+    "Context",
+    "Done",
+    "Drop",
+    "Factorize",
+    "Quantize",
+    "Share",
+    "Sparsify",
+    "Step",
+]

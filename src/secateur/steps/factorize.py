@@ -19,7 +19,7 @@ from secateur.lowrank.forms import FORMS, Rank
 from secateur.lowrank.layers import Factored, kernel_of
 from secateur.lowrank.ranks import Candidate, by_budget, by_energy, candidate
 from secateur.lowrank.sites import Site, collect_grams, find_sites
-from secateur.steps import STEPS, Context, Done
+from secateur.steps.base import STEPS, Context, Done
 from secateur.surgery import copy_model, replace_modules_
 from secateur.tensors import Inputs, on_device
 

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from secateur.depth.blocks import Block, find_blocks
-from secateur.depth.choosing import CHOICES
+from secateur.depth.choosing import CHOICES, Data
 from secateur.depth.counted import count
-from secateur.depth.edit import Drop
+from secateur.depth.edit import Removal
 from secateur.errors import ConfigError, PlanError
 from secateur.forward import plain_forward
 from secateur.frameworks.huggingface_model import without_cache
-from secateur.steps import FORMS, STEPS, Context, Done
+from secateur.steps.base import FORMS, STEPS, Context, Done
 from secateur.surgery import copy_model
 from secateur.tensors import Inputs, on_device, tensors_in
 
 
 @STEPS.register("drop")
 @dataclass(frozen=True, kw_only=True)
-class DropBlocks:
+class Drop:
     """Fewer layers: blocks of lists of modules, which give what they take, are removed.
 
     Where the config of a Transformers model counts the blocks of a list, they leave it and the config follows, so that
@@ -38,7 +38,7 @@ class DropBlocks:
         ConfigError: n is not positive, or neither n nor `only` says what to remove.
         RegistryError: an unknown choice.
 
-    >>> DropBlocks(n=2, by="last").only
+    >>> Drop(n=2, by="last").only
     ('*',)
     """
 
@@ -78,27 +78,28 @@ class DropBlocks:
         working = copy_model(model).eval()
         chosen, scores = tuple(allowed), {}
         if self.n is not None:
-            choice = CHOICES[self.by](working, allowed, self.n, context)
+            data = Data(context.calibration, context.label_loss)
+            choice = CHOICES[self.by](working, allowed, self.n, data)
             chosen, scores = choice.blocks, choice.scores
         edit, notes = remove(working, chosen, context.example)
         facts = {"blocks": [block.fqn for block in chosen], "scores": scores}
         return Done(edit.replay(model).eval(), edit, tuple(skipped), notes, facts)
 
 
-def remove(model: nn.Module, blocks: Sequence[Block], example: Inputs) -> tuple[Drop, tuple[str, ...]]:
+def remove(model: nn.Module, blocks: Sequence[Block], example: Inputs) -> tuple[Removal, tuple[str, ...]]:
     """The edit that removes blocks: from lists that a config counts, by identities elsewhere, with notes on why not.
 
     Raises:
         PlanError: the model can't run without them.
     """
-    edit, notes = Drop(), []
+    edit, notes = Removal(), []
     for holder in dict.fromkeys(block.holder for block in blocks):
         gone = sorted((block for block in blocks if block.holder == holder), key=lambda block: block.index)
         plain = replace(edit, identities={**edit.identities, **{b.fqn: b.n_outputs for b in gone}})
         expected = _outputs(plain.replay(model), example)
         found = count(model, edit, holder, tuple(block.index for block in gone))
         reason = found if isinstance(found, str) else "the others compute something else in their new places"
-        if isinstance(found, Drop) and _same(expected, _outputs(found.replay(model), example)):
+        if isinstance(found, Removal) and _same(expected, _outputs(found.replay(model), example)):
             edit = found
         else:
             edit = plain

@@ -16,14 +16,14 @@ from secateur.criteria import collect_squared_gradients
 from secateur.errors import ConfigError
 from secateur.sharing.clusters import MAX_VALUES, fit_lines, fit_values, nearest_lines, nearest_values
 from secateur.sharing.codebook import Codebook
-from secateur.sharing.edit import Share
+from secateur.sharing.edit import Codebooks
 from secateur.steps.base import STEPS, Context, Done
 from secateur.surgery import copy_model
 
 
 @STEPS.register("share")
 @dataclass(frozen=True, kw_only=True)
-class ShareWeights:
+class Share:
     """Few values for many weights: k-means codebooks, which fine-tuning moves as a whole. Zeros stay zero.
 
     Args:
@@ -80,7 +80,7 @@ class ShareWeights:
             found = _kernels(group, self.n_values, seed) if self.is_kernel else self._values(group, keys, curvature)
             books |= dict(zip(keys, found, strict=True))
             lenders |= dict.fromkeys(keys[1:], keys[0])
-        edit = Share.of(books)
+        edit = Codebooks.of(books)
         for key, lender in lenders.items():
             books[key].borrow_(books[lender])
         for key, book in books.items():
@@ -88,7 +88,7 @@ class ShareWeights:
         facts = {key: _facts(book, weights[key]) for key, book in books.items()}
         if not books:
             return Done(made, None, skipped, ("no weight can share values",))
-        return Done(made, Share(edit.weights, lenders), skipped, (), {"weights": facts})
+        return Done(made, Codebooks(edit.weights, lenders), skipped, (), {"weights": facts})
 
     def _fault(self, key: str, weight: Tensor, is_masked: bool, is_coded: bool) -> str:
         """Why a weight is left alone; empty where it is not."""
