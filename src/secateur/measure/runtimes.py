@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,15 +72,20 @@ def onnx(model: nn.Module, inputs: Inputs) -> Call:
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
         written = export(model, f"{folder}/model.onnx", inputs)
-        import onnxruntime
+        return onnx_call(written.path, written.inputs, inputs)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = onnxruntime.InferenceSession(str(written.path), options, providers=["CPUExecutionProvider"])
+
+def onnx_call(path: Path, names: Sequence[str], inputs: Inputs) -> Call:
+    """The forward of an ONNX file whose inputs have these names; it gives a list of arrays."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     read = {entry.name for entry in session.get_inputs()}
     tensors = tensors_in(as_call(inputs))
-    feed = {name: t.cpu().numpy() for name, t in zip(written.inputs, tensors, strict=True) if name in read}
+    feed = {name: t.cpu().numpy() for name, t in zip(names, tensors, strict=True) if name in read}
     return lambda: session.run(None, feed)
 
 
