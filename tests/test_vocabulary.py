@@ -106,6 +106,7 @@ def test_fewer_words_compute_what_unknown_words_do(how):
     unknown = torch.where(torch.isin(TOKENS, torch.tensor(keep)), TOKENS, 1)
     torch.testing.assert_close(small(renumbered(TOKENS, keep, 7)), model(unknown))
     assert small.embedding.num_embeddings == 4
+    assert plan.cost_after.params == sum(p.numel() for p in small.parameters())
 
 
 def test_vocabulary_and_its_plan_shrink_alike():

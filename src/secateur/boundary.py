@@ -51,6 +51,7 @@ def plan_boundary(model: nn.Module, inputs: Inputs, kind: Kind, keep: Sequence[i
             f"'{group.name}' has {group.size} units. Keep at least one of them, as sorted numbers below that;"
             f" got {len(indices)} from {indices[:1]} to {indices[-1:]}."
         )
+    group.leaf.frozen = None  # before anything is counted; the group keeps the name and kind that it had
     graph.groups = [replace(g, frozen_reason=None) if g is group else g for g in graph.groups]
     allocation = Allocation({group.name: indices}, achieved={})
     return make_plan(graph, known_bindings(model, graph), allocation, inputs, made_with={"boundary": kind})

@@ -58,8 +58,8 @@ class KLDA(ClusterMixin, BaseEstimator):
         objective: "dec" or "elbo"; None leaves out the third stage.
         denoising: part of the inputs that is dropped in reconstruction, in [0, 1).
         pretrain_epochs, epochs: of reconstruction, and of the third stage.
-        batch_size, lr: samples per step; learning rate at its top in reconstruction.
-        finetune_lr: the same in the third stage.
+        batch_size, lr: samples per step; learning rate at its top, of reconstruction and of learning from labels.
+        finetune_lr: the same of "dec" and "elbo".
         n_init: starts of EM.
         random_state: seed, `RandomState` or None. The global random states are left as they are.
 
@@ -96,7 +96,7 @@ class KLDA(ClusterMixin, BaseEstimator):
         epochs: int = 5,
         batch_size: int = 128,
         lr: float = 5e-3,
-        finetune_lr: float = 1e-3,
+        finetune_lr: float = 1e-4,
         n_init: int = 5,
         random_state: Any = None,
     ) -> None:
@@ -151,10 +151,11 @@ class KLDA(ClusterMixin, BaseEstimator):
             net.head.set_mixture_(mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
         else:
             _start_from_classes_(net, z, codes)
-        later = replace(self.train_config(self.epochs, seed), lr=self.finetune_lr)
+        later = self.train_config(self.epochs, seed)
         if codes is not None:
             fit_(net, Rows(x, codes), config=later, progress=False)
         elif self.objective is not None:
+            later = replace(later, lr=self.finetune_lr)
             OBJECTIVES[self.objective](net, decoder, x, loss, self.denoising, later)
         self.network_, self.edits_ = net, Edits()
         self.source_ = source_of(net)
