@@ -41,6 +41,11 @@ from secateur.repair import repair
 PROBE_TOKENS = 128  # longest sentence that is embedded
 WINDOW = 512  # tokens over which perplexity is measured
 N_AG_TRAIN = 6000
+SETTINGS = (
+    *("model", "samples", "length", "batch", "curve_batches", "levels", "probes", "windows"),
+    *("epochs", "lr", "end_epochs", "end_lr", "threads"),
+)
+"""What stands in every row of how it was made."""
 Measured = dict[str, float]
 
 
@@ -173,7 +178,7 @@ def load_minilm(args: argparse.Namespace) -> Callable[[int], Task]:
 
     model = MeanPooled(AutoModel.from_pretrained(args.folder, add_pooling_layer=False)).eval()
     sentences = Sentences(args, model, AutoTokenizer.from_pretrained(args.folder))
-    elimination = Elimination(distance="mse", levels=(0.15, 0.3, 0.5, 0.7, 0.85), n_probe=64)
+    elimination = Elimination(distance="mse", levels=tuple(args.levels), n_probe=args.probes)
 
     def task(seed: int) -> Task:
         batches = sentences.calibration(args.samples, args.length, args.batch, seed)
@@ -318,7 +323,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="how many of them are one batch")
     parser.add_argument("--curves", type=Path, help="folder that curves are kept in, and read from where they are")
     parser.add_argument("--curve-batches", type=int, help="batches for curves and scores; all by default")
-    parser.add_argument("--levels", type=float, nargs="*", default=[0.3, 0.5, 0.7, 0.85], help="see Elimination")
+    parser.add_argument("--levels", type=float, nargs="*", default=[0.15, 0.3, 0.5, 0.7, 0.85], help="see Elimination")
     parser.add_argument("--probes", type=int, default=64, help="samples that levels are measured on")
     parser.add_argument("--epochs", type=int, default=0, help="of the fit of segments; 0 for none")
     parser.add_argument("--lr", type=float, default=0.004)
@@ -333,7 +338,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    base = {k: v for k, v in vars(args).items() if k in ("model", "samples", "length", "batch", "threads")}
+    base = {k: v for k, v in vars(args).items() if k in SETTINGS}
     base |= {"machine": machine("transformers", "scikit-learn")}
     load = LOADERS[args.model](args)
     name = f"transformers_{args.model}"
@@ -342,7 +347,7 @@ def main() -> None:
         first = load(args.seeds[0])
         rows = [{**base, "method": "dense", "keep": 1.0, **first.measure(first.model, "dense")}]
         print(rows[0], flush=True)
-    measured = list(rows[0])[len(base) + 2 :]
+    measured = [k for k in rows[0] if k not in (*base, "method", "keep")]
     columns = ("method", "keep", "seed", "samples", "params", "macs", *measured, "curves s", "compensate s")
     for seed in args.seeds:
         for row in run(load(seed), args, seed):
