@@ -7,7 +7,8 @@ changes without this word?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def keep_best(scores: Tensor, n: int, always: Iterable[int] = ()) -> tuple[int, 
 
 
 def plan_words(
-    model: nn.Module, batches: Sequence[Any], size: int, n: int, how: str = "kl", *, seed: int = 0
+    model: nn.Module, batches: Iterable[Any], size: int, n: int, how: str = "kl", *, seed: int = 0
 ) -> tuple[Plan, tuple[int, ...]]:
     """Plan to keep the n words of a vocabulary that score best; of token numbers, 0 and 1 stay in any case.
 
@@ -71,9 +72,11 @@ def plan_words(
     Raises:
         PlanError: the model does not read columns or token numbers in one place.
     """
-    x = _checked(batches[0])
+    rest = iter(batches)
+    x = _checked(next(rest))
     always = () if x.is_floating_point() else (PAD, UNKNOWN)
-    keep = keep_best(score_words(model, batches, size, how, seed=seed), max(n, len(always)), always)
+    scores = score_words(model, chain([x], rest), size, how, seed=seed)
+    keep = keep_best(scores, max(n, len(always)), always)
     return plan_boundary(model, x[:2], "inputs" if x.is_floating_point() else "vocabulary", keep), keep
 
 

@@ -217,6 +217,7 @@ def test_foreign_folders_are_refused(tmp_path, fitted, change, text):
         ({"features": "words"}, "features='words' is none of"),
         ({"covariance": "round"}, "covariance='round' is none of"),
         ({"objective": "vae"}, "objective='vae' is none of"),
+        ({"n_clusters": ()}, r"n_clusters=\(\) must be"),
         ({"denoising": 1.0}, r"denoising=1\.0 is outside"),
         ({"hidden": (0,)}, "must be positive"),
     ],
@@ -224,7 +225,7 @@ def test_foreign_folders_are_refused(tmp_path, fitted, change, text):
 )
 def test_settings_are_checked(settings, text):
     with pytest.raises(ConfigError, match=text):
-        KLDA(2, **settings).fit(TEXTS)
+        KLDA(**{"n_clusters": 2, **settings}).fit(TEXTS)
 
 
 def test_texts_that_are_none_are_named():
@@ -251,4 +252,4 @@ def test_columns_are_those_of_scikit_learn(kind):
     features = TextFeatures.fit(TEXTS, kind=kind)
     np.testing.assert_allclose(features.transform(TEXTS).toarray(), expected, rtol=1e-6)
     rows = Rows(features.transform(TEXTS))
-    np.testing.assert_allclose(torch.cat(rows.batches(7)), expected, rtol=1e-6)
+    np.testing.assert_allclose(torch.cat(list(rows.batches(7))), expected, rtol=1e-6)

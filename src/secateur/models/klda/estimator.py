@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.mixture import GaussianMixture
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -22,6 +21,7 @@ from torch import Tensor
 from secateur.edits import Edits
 from secateur.errors import ConfigError, DataError, FileError
 from secateur.models.klda.features import Columns, NumberFeatures, TextFeatures
+from secateur.models.klda.mixture import choose_mixture, start_from_classes_
 from secateur.models.klda.network import COVARIANCES, KLDANet, MixtureHead, source_of
 from secateur.models.klda.pruning import KLDABudget, prune
 from secateur.models.klda.storing import Stored, read_folder, write_folder
@@ -29,6 +29,7 @@ from secateur.models.klda.training import (
     OBJECTIVES,
     Rows,
     gaussian_loss,
+    latent_points,
     logits,
     multinomial_loss,
     pretrain_,
@@ -128,6 +129,8 @@ class KLDA(ClusterMixin, BaseEstimator):
             TrainError: numbers stopped being finite.
         """
         self._check()
+        for name in ("classes_", "bic_"):  # of an earlier fit, with labels or without
+            self.__dict__.pop(name, None)
         columns = self._learn_columns(X)
         classes, codes = (None, None) if y is None else _encoded(y, len(X))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -137,8 +140,7 @@ class KLDA(ClusterMixin, BaseEstimator):
         return self
 
     def _fit_columns(self, x: Columns, classes: NDArray[Any] | None, codes: Tensor | None, seed: int) -> None:
-        counts = sorted({self.n_clusters} if isinstance(self.n_clusters, int | np.integer) else set(self.n_clusters))
-        counts = counts if classes is None else [len(classes)]
+        counts = self._counts() if classes is None else [len(classes)]
         net = KLDANet(x.shape[1], counts[0], tuple(self.hidden), self.latent_dim, self.covariance)
         loss = gaussian_loss if self.features == "precomputed" else multinomial_loss
         first = self.train_config(self.pretrain_epochs, seed)
@@ -146,11 +148,11 @@ class KLDA(ClusterMixin, BaseEstimator):
         net.cpu()
         z = latent_points(net, x)
         if codes is None:
-            mixture, self.bic_ = _mixture(z, counts, self.covariance, self.n_init, seed)
+            mixture, self.bic_ = choose_mixture(z, counts, self.covariance, self.n_init, seed)
             net.head = MixtureHead(mixture.n_components, self.latent_dim, self.covariance)
             net.head.set_mixture_(mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
         else:
-            _start_from_classes_(net, z, codes)
+            start_from_classes_(net.head, z, codes)
         later = self.train_config(self.epochs, seed)
         if codes is not None:
             fit_(net, Rows(x, codes), config=later, progress=False)
@@ -159,9 +161,7 @@ class KLDA(ClusterMixin, BaseEstimator):
             OBJECTIVES[self.objective](net, decoder, x, loss, self.denoising, later)
         self.network_, self.edits_ = net, Edits()
         self.source_ = source_of(net)
-        if classes is None:
-            self.__dict__.pop("classes_", None)
-        else:
+        if classes is not None:
             self.classes_ = classes
         self.settle_(x)
 
@@ -296,6 +296,10 @@ class KLDA(ClusterMixin, BaseEstimator):
         """Return the settings of a stage of training."""
         return TrainConfig(epochs=epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0.0, seed=seed)
 
+    def _counts(self) -> list[int]:
+        """Numbers of components to try."""
+        return sorted({self.n_clusters} if isinstance(self.n_clusters, int | np.integer) else set(self.n_clusters))
+
     def _check(self) -> None:
         known = {
             "features": (*TEXT_FEATURES, "precomputed"),
@@ -305,6 +309,8 @@ class KLDA(ClusterMixin, BaseEstimator):
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, values))}.")
+        if not self._counts() or self._counts()[0] < 1:
+            raise ConfigError(f"n_clusters={self.n_clusters!r} must be a positive number, or several.")
         if not 0 <= self.denoising < 1:
             raise ConfigError(
                 f"denoising={self.denoising} is outside [0, 1). It is the part of the input that is dropped."
@@ -317,13 +323,6 @@ class KLDA(ClusterMixin, BaseEstimator):
         return tags
 
 
-@torch.no_grad()
-def latent_points(net: KLDANet, x: Columns) -> NDArray[Any]:
-    """(N, latent_dim) float32."""
-    found: NDArray[Any] = torch.cat([net.encoder(batch) for batch in Rows(x).batches()]).numpy()
-    return found
-
-
 def _encoded(y: Any, n_samples: int) -> tuple[NDArray[Any], Tensor]:
     labels = np.asarray(y)
     if labels.ndim != 1 or len(labels) != n_samples:
@@ -331,26 +330,3 @@ def _encoded(y: Any, n_samples: int) -> tuple[NDArray[Any], Tensor]:
     check_classification_targets(labels)
     classes, codes = np.unique(labels, return_inverse=True)
     return classes, torch.from_numpy(codes).long()
-
-
-def _mixture(
-    z: NDArray[Any], counts: Sequence[int], covariance: str, n_init: int, seed: int
-) -> tuple[GaussianMixture, dict[int, float]]:
-    """Fit a mixture of each size; return the one of least BIC, and all BICs."""
-    points = z.astype(np.float64)
-    floor = 1e-6 * max(float(points.var(0).mean()), 1e-6)
-    fitted = [
-        GaussianMixture(k, covariance_type=covariance, n_init=n_init, reg_covar=floor, random_state=seed).fit(points)
-        for k in counts
-    ]
-    bic = {mixture.n_components: float(mixture.bic(points)) for mixture in fitted}
-    return min(fitted, key=lambda mixture: bic[mixture.n_components]), bic
-
-
-def _start_from_classes_(net: KLDANet, z: NDArray[Any], codes: Tensor) -> None:
-    """Put a component on each class: its mean, the spread of all classes around theirs, its share."""
-    points = torch.from_numpy(z).double()
-    one_hot = torch.nn.functional.one_hot(codes).double()
-    means = (one_hot.t() @ points) / one_hot.sum(0).unsqueeze(1)
-    scale = (points - means[codes]).std(0, correction=0).clamp(min=1e-3).reciprocal()
-    net.head.set_mixture_(one_hot.mean(0), means, scale)

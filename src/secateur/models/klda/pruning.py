@@ -16,7 +16,7 @@ from secateur.edits import Prune
 from secateur.errors import ConfigError
 from secateur.models.klda.features import Columns
 from secateur.models.klda.network import KLDANet
-from secateur.models.klda.training import Rows, divergence, logits
+from secateur.models.klda.training import Rows, dense, divergence, logits
 from secateur.planning import PruneConfig, plan
 from secateur.plans import Plan
 from secateur.surgery import apply
@@ -89,7 +89,7 @@ def prune(model: KLDA, X: Any, budget: KLDABudget) -> KLDA:
         work.narrow()
     if budget.n_clusters is not None and budget.n_clusters < target.shape[1]:
         keep = keep_best(component_scores(target), budget.n_clusters)
-        work.apply(plan_boundary(work.small.network_, Rows(work.x).batches()[0][:2], "outputs", keep))
+        work.apply(plan_boundary(work.small.network_, dense(work.x[:2]), "outputs", keep))
         target = target[:, keep]
         if hasattr(model, "classes_"):
             work.small.classes_ = model.classes_[list(keep)]
@@ -116,10 +116,10 @@ class _Work:
     def narrow(self) -> None:
         """Drop hidden units, by the engine that prunes any network."""
         drawn = torch.randperm(self.x.shape[0], generator=torch.Generator().manual_seed(self.budget.seed))
-        batches = Rows(self.x[drawn[: self.budget.n_calibration].numpy()]).batches()
+        batches = list(Rows(self.x[drawn[: self.budget.n_calibration].numpy()]).batches())
         config = PruneConfig(criterion=self.budget.criterion, ignore=("head.*",), seed=self.budget.seed)
         width = Budget(width=self.budget.hidden)
-        self.apply(plan(self.small.network_, batches[0][:2], width, config, data=batches))
+        self.apply(plan(self.small.network_, batches[0][:2], width, config, data=batches), is_proven=True)
 
     def follow(self, target: Tensor) -> None:
         """Train the smaller network to give the dense one's assignments: KL(p dense || p small)."""
@@ -133,9 +133,9 @@ class _Work:
             progress=False,
         )
 
-    def apply(self, made: Plan) -> None:
-        """Carry out a plan, and write it down."""
-        smaller = apply(self.small.network_, made, verify=False)
+    def apply(self, made: Plan, *, is_proven: bool = False) -> None:
+        """Carry out a plan, and write it down. What changes the inputs or outputs themselves has no proof on them."""
+        smaller = apply(self.small.network_, made, verify=is_proven)
         assert isinstance(smaller, KLDANet)
         self.small.network_ = smaller
         self.small.edits_ = self.small.edits_.then(Prune(made))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -40,9 +41,10 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
         targets = x if self.targets is None else self.targets[torch.as_tensor(indices)]
         return list(zip(x.unbind(), targets.unbind(), strict=True))
 
-    def batches(self, batch_size: int = 512) -> list[Tensor]:
+    def batches(self, batch_size: int = 512) -> Iterator[Tensor]:
         """All rows in order, as dense batches."""
-        return [dense(self.x[at : at + batch_size]) for at in range(0, len(self), batch_size)]
+        for at in range(0, len(self), batch_size):
+            yield dense(self.x[at : at + batch_size])
 
 
 def dense(x: Columns) -> Tensor:
@@ -102,6 +104,13 @@ def logits(net: nn.Module, x: Columns) -> Tensor:
     net.eval()
     like = next(net.parameters())
     return torch.cat([net(batch.to(like)).cpu() for batch in Rows(x).batches()])
+
+
+@torch.no_grad()
+def latent_points(net: KLDANet, x: Columns) -> NDArray[Any]:
+    """(N, latent_dim) float32."""
+    found: NDArray[Any] = torch.cat([net.encoder(batch) for batch in Rows(x).batches()]).numpy()
+    return found
 
 
 def divergence(outputs: Tensor, targets: Tensor) -> Tensor:
