@@ -10,12 +10,14 @@ import pytest
 
 from secateur.allocate import Budget, Global
 from secateur.compensation import CompensateConfig
-from secateur.criteria import CRITERIA
+from secateur.criteria import CRITERIA, make_criterion
 from secateur.data import ReadConfig
-from secateur.errors import ConfigError, FileError
+from secateur.errors import ConfigError, FileError, SecateurError
 from secateur.planning import PruneConfig
 from secateur.recipe import INTRO, ModelConfig, Recipe, default_recipe, read_recipe, read_recipe_text, write_recipe
+from secateur.steps import Activate, Distill, Drop, Factorize, Finetune, Prune, Quantize, Share, Sparsify, Step
 from secateur.train import TrainConfig
+from secateur.train.augment import ShiftFlip
 
 MINIMAL = "[model]\n[data]\n[budget]\nmacs = 0.5\n"
 RECIPES = {
@@ -49,7 +51,7 @@ def test_every_criterion_can_be_written(criterion):
 def test_the_default_shows_every_field_of_every_section():
     text = default_recipe()
     data = tomllib.loads(text)
-    assert {*data, "compensate"} == {f.name for f in dataclasses.fields(Recipe)} == INTRO.keys()
+    assert {*data, "compensate"} == {f.name for f in dataclasses.fields(Recipe)} - {"steps"} == INTRO.keys()
     _, _, rest = text.partition("# [compensate]\n")  # a step that is not taken is shown as comments
     shown = tomllib.loads(re.sub("^# ", "", rest.partition("\n\n")[0], flags=re.M))
     assert shown.keys() == {f.name for f in dataclasses.fields(CompensateConfig)}
@@ -103,3 +105,46 @@ def test_files_that_are_none(tmp_path):
         read_recipe(tmp_path / "r.toml")
     with pytest.raises(FileError, match="is not TOML"):
         read_recipe_text("[model")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (
+            Prune(budget=Budget(params=0.5), compensate=CompensateConfig()),
+            Sparsify(sparsity=0.3),
+            Finetune(distill=Distill()),
+        ),
+        (Factorize(energy=0.9), Quantize(bits=4), Finetune(train=TrainConfig(epochs=2, augment=ShiftFlip(shift_px=2)))),
+        (Drop(n=1), Activate(), Prune(prune=PruneConfig(criterion="kl")), Share(n_values=8)),
+    ],
+    ids=lambda steps: "-".join(step.name for step in steps),
+)
+def test_recipes_with_steps_come_back_from_their_text(steps: tuple[Step, ...]) -> None:
+    recipe = Recipe(steps=steps)
+    text = write_recipe(recipe)
+    again = read_recipe_text(text)
+    assert write_recipe(again) == text
+    for step, found in zip(steps, again.steps, strict=True):
+        assert found == step or found.prune.criterion == make_criterion(step.prune.criterion)  # a name is read as it
+    assert "[budget]" not in text
+    seeded = recipe.with_seed(7)
+    assert write_recipe(read_recipe_text(write_recipe(seeded))) == write_recipe(seeded) != text
+
+
+@pytest.mark.parametrize(
+    ("steps", "what"),
+    [
+        ('[[steps]]\nstep = "melt"\n', "No step 'melt'. Known: activate, drop, factorize, finetune, prune,"),
+        ("[[steps]]\nbits = 4\n", 'must be a section [[steps]] with a name: step = "prune"'),
+        ('[[steps]]\nstep = "quantize"\nbit = 4\n', "[steps.quantize] has an unknown key 'bit'. Did you mean 'bits'?"),
+        (
+            '[[steps]]\nstep = "quantize"\n[[steps]]\nstep = "sparsify"\n',
+            "Step 2 (sparsify) can't follow step 1 (quantize)",
+        ),
+        ('[[steps]]\nstep = "quantize"\n[budget]\nmacs = 0.5\n', "[budget] and [[steps]] both say what to do"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(steps: str, what: str) -> None:
+    with pytest.raises(SecateurError, match=re.escape(what)):
+        read_recipe_text(f"[model]\n[data]\n{steps}")

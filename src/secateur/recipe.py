@@ -7,25 +7,24 @@ is left out takes its default; the sections `[train]` and `[finetune]` are steps
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
-import re
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur.allocate import Budget, make_method
-from secateur.allocate.methods import ALLOCATIONS
-from secateur.compensation.config import CompensateConfig, ReconstructConfig
+from secateur.allocate import Budget
+from secateur.compensation.config import CompensateConfig
 from secateur.compression.config import CalibrationConfig, CompressConfig, MeasureConfig
-from secateur.criteria import from_dict, make_criterion, to_dict
 from secateur.data.sources import ReadConfig
 from secateur.errors import ConfigError, FileError, SecateurError
-from secateur.files.decode import DecodeError, check_keys, decode
+from secateur.files.decode import DecodeError, check_keys
 from secateur.planning import PruneConfig
+from secateur.sections import dataclass_in, read_section, write_section
+from secateur.steps import STEPS as STEP_KINDS
+from secateur.steps import Step
+from secateur.steps.order import check_order
 from secateur.train.augment import ShiftFlip
 from secateur.train.config import TrainConfig
 
@@ -79,6 +78,7 @@ class Recipe:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     compensate: CompensateConfig | None = None
     finetune: TrainConfig | None = FINETUNE
+    steps: tuple[Step, ...] = ()  # in place of budget, prune, compensate and finetune
     measure: MeasureConfig = field(default_factory=lambda: MeasureConfig(batch_size=64, n_threads=1))
     output: OutputConfig = field(default_factory=OutputConfig)
 
@@ -88,6 +88,8 @@ class Recipe:
                 "model.weights gives trained weights and [train] would train over them. Delete the section [train],"
                 " or leave the weights out."
             )
+        if self.steps:
+            check_order(self.steps)
 
     def compress_config(self) -> CompressConfig:
         """Return the part of it that `compress` takes."""
@@ -102,13 +104,17 @@ class Recipe:
     def with_seed(self, seed: int) -> Recipe:
         """Return the recipe with one seed for everything random."""
 
-        def seeded(part: Any) -> Any:
-            return None if part is None else dataclasses.replace(part, seed=seed)
+        names = ("model", "data", "train", "prune", "finetune")
+        parts: dict[str, Any] = {name: _seeded(getattr(self, name), seed) for name in names}
+        return dataclasses.replace(self, **parts, steps=tuple(_seeded(step, seed) for step in self.steps))
 
-        return dataclasses.replace(
-            self,
-            **{name: seeded(getattr(self, name)) for name in ("model", "data", "train", "prune", "finetune")},
-        )
+
+def _seeded(part: Any, seed: int) -> Any:
+    """A copy with `seed` in the place of every number of that name, in the dataclasses inside too."""
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    new = {f.name: _seeded(getattr(part, f.name), seed) for f in dataclasses.fields(part)}
+    return dataclasses.replace(part, **{**new, **({"seed": seed} if "seed" in new else {})})
 
 
 INTRO = {
@@ -125,7 +131,16 @@ INTRO = {
     "output": "Where the result goes.",
 }
 REQUIRED = ("model", "data", "budget")
+REPLACED = ("budget", "prune", "compensate", "finetune")
+"""What [[steps]] stand in place of."""
 STEPS = ("train", "compensate", "finetune")
+
+
+def _read_step(table: Any) -> Step:
+    if not isinstance(table, Mapping) or not isinstance(name := table.get("step"), str):
+        raise DecodeError(f'A step is {table!r}, but must be a section [[steps]] with a name: step = "prune"')
+    step: Step = read_section(STEP_KINDS[name], {key: v for key, v in table.items() if key != "step"}, f"steps.{name}")
+    return step
 
 
 def default_recipe() -> str:
@@ -146,12 +161,24 @@ def write_recipe(recipe: Recipe) -> str:
     parts = []
     for section in dataclasses.fields(recipe):
         value = getattr(recipe, section.name)
-        shown = _dataclass_in(typing.get_type_hints(Recipe)[section.name])() if value is None else value
-        lines = [f"[{section.name}]", *_lines(shown)]
+        if section.name == "steps":
+            parts += [_listed(step) for step in value]
+            continue
+        if recipe.steps and section.name in REPLACED:
+            continue
+        shown = dataclass_in(typing.get_type_hints(Recipe)[section.name])() if value is None else value
+        lines = write_section(shown, section.name)
         if value is None:  # a step that is not taken shows what it would be
             lines = [f"# {line}" for line in lines]
         parts.append("\n".join([f"# {INTRO[section.name]}", *lines]) + "\n")
     return "\n".join(parts)
+
+
+def _listed(step: Step) -> str:
+    intro = (type(step).__doc__ or step.name).split("\n")[0]
+    return (
+        "\n".join([f"# {intro}", *write_section(step, "steps", is_listed=True, first=f'step = "{step.name}"')]) + "\n"
+    )
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -177,118 +204,18 @@ def read_recipe_text(text: str, *, where: str = "the recipe") -> Recipe:
     try:
         kinds = {f.name: f for f in dataclasses.fields(Recipe)}
         check_keys(data, list(kinds), where)
-        if missing := [name for name in REQUIRED if name not in data]:
-            raise DecodeError(f"{where} lacks the section [{missing[0]}]. `secateur recipe` prints all of them")
+        given = [name for name in REQUIRED if name not in data and not (name in REPLACED and data.get("steps"))]
+        if given:
+            raise DecodeError(f"{where} lacks the section [{given[0]}]. `secateur recipe` prints all of them")
         hints = typing.get_type_hints(Recipe)
-        values: dict[str, Any] = dict.fromkeys(STEPS)
-        values |= {name: hints[name]() for name in kinds if name not in data and name not in STEPS}
-        values |= {name: _section(_dataclass_in(hints[name]), table, name) for name, table in data.items()}
+        steps = data.pop("steps", ())
+        if steps and (both := [name for name in REPLACED if name in data]):
+            raise DecodeError(f"[{both[0]}] and [[steps]] both say what to do. Put it into a step")
+        replaced = ("steps", *(REPLACED if steps else ()))
+        values: dict[str, Any] = {name: None for name in STEPS if name not in replaced}
+        values |= {name: hints[name]() for name in kinds if name not in (*data, *STEPS, *replaced)}
+        values |= {name: read_section(dataclass_in(hints[name]), table, name) for name, table in data.items()}
+        values["steps"] = tuple(map(_read_step, steps))
         return Recipe(**values)
     except (DecodeError, SecateurError) as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _dataclass_in(hint: Any) -> Any:
-    return next((kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)), hint)
-
-
-def _section(kind: Any, table: Any, where: str) -> Any:
-    if not isinstance(table, Mapping):
-        raise DecodeError(f"{where} is {table!r}, but must be a section: [{where}]")
-    hints = typing.get_type_hints(kind)
-    check_keys(table, list(hints), f"[{where}]")
-    values = {}
-    for key, value in table.items():
-        reader = _READERS.get((kind, key))
-        values[key] = decode(hints[key], value, f"{where}.{key}") if reader is None else reader(value)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise DecodeError(f"[{where}] can't be read: {error}") from error
-    except SecateurError as error:
-        raise ConfigError(f"[{where}] {error}") from error
-
-
-def _read_criterion(value: Any) -> Any:
-    return from_dict(value) if isinstance(value, Mapping) else make_criterion(decode(str, value, "prune.criterion"))
-
-
-def _read_method(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return make_method(decode(str, value, "prune.method"))
-    settings = dict(value)
-    kind = ALLOCATIONS[decode(str, settings.pop("name", None), "prune.method.name")]
-    return decode(kind, settings, "prune.method", is_partial=True)
-
-
-def _read_augment(value: Any) -> Any:
-    return TrainConfig.from_dict({"augment": decode(dict[str, Any], value, "augment")}).augment
-
-
-def _read_reconstruct(value: Any) -> Any:
-    if value is False:
-        return None
-    return decode(ReconstructConfig, value, "compensate.reconstruct", is_partial=True)
-
-
-_READERS: dict[tuple[Any, str], Callable[[Any], Any]] = {
-    (PruneConfig, "criterion"): _read_criterion,
-    (PruneConfig, "method"): _read_method,
-    (TrainConfig, "augment"): _read_augment,
-    (CompensateConfig, "reconstruct"): _read_reconstruct,
-}
-
-
-def _plain(kind: type, name: str, value: Any) -> Any:
-    """A field's value as TOML has it."""
-    if (kind, name) == (PruneConfig, "criterion"):
-        return to_dict(make_criterion(value))
-    if (kind, name) == (PruneConfig, "method"):
-        method = make_method(value)
-        return {"name": method.name, **dataclasses.asdict(method)}
-    if name == "augment" and value is not None:
-        return value.to_dict()
-    if (kind, name) == (CompensateConfig, "reconstruct"):
-        return False if value is None else dataclasses.asdict(value)
-    return value
-
-
-def _lines(value: Any) -> Iterator[str]:
-    notes = field_notes(type(value))
-    for f in dataclasses.fields(value):
-        plain = _plain(type(value), f.name, getattr(value, f.name))
-        if note := notes.get(f.name):
-            yield f"# {note}"
-        yield f"# {f.name} is unset" if plain is None else f"{f.name} = {_toml(plain)}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    return "[" + ", ".join(map(_toml, value)) + "]"
-
-
-def field_notes(kind: type) -> dict[str, str]:
-    """Return what the code says about each field of a dataclass: the comment on its line, or its entry under `Args:`.
-
-    >>> field_notes(DataConfig)["seed"]
-    'of the cut'
-    >>> field_notes(Budget)["macs"]
-    'multiply-accumulates of the whole model.'
-    """
-    notes: dict[str, str] = {}
-    for owner in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(owner):
-            entries = re.findall(
-                r"^ {4,8}(\w[\w, ]*): (.+(?:\n {8,12}\S.*)*)", inspect.cleandoc(owner.__doc__ or ""), re.M
-            )
-            for names, text in entries:
-                notes |= {name.strip(): " ".join(text.split()) for name in names.split(",")}
-            notes |= dict(re.findall(r"^ {4}(\w+): .*?  # (.+)$", inspect.getsource(owner), re.M))
-    return notes

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json as json_format
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from secateur.cli.opening import open_model, read_data
 from secateur.cli.options import ForceOption, JsonOption, TrustOption
 from secateur.cli.output import print_json, print_line, print_table
-from secateur.compression import Compressed
+from secateur.compression import Composed, Compressed, run_steps
 from secateur.compression import compress as run_compress
 from secateur.compression.report import HEADER, row
-from secateur.edits import Prune
+from secateur.data import DataSplits
 from secateur.errors import ConfigError, FileError
 from secateur.files import check_target, save
 from secateur.recipe import Recipe, read_recipe, write_recipe
@@ -57,8 +59,8 @@ def demo(
     done = run_recipe(Recipe().with_seed(seed), folder, overwrite=force or output is None)
     log.info("load it in a new process and evaluate it there")
     again = _evaluate_elsewhere(folder)
-    finetuned = done.report.finetuned
-    if finetuned is None or again["accuracy"] != finetuned.accuracy:
+    finetuned = done.report.stages()["finetuned"]
+    if again["accuracy"] != finetuned.accuracy:
         raise FileError(
             f"The model loaded from '{folder}' has another accuracy than the one saved: {again['accuracy']}."
         )
@@ -69,8 +71,8 @@ def demo(
     print_line(f"a new process loaded it and found the same accuracy, {again['accuracy']:.2%}")
 
 
-def run_recipe(recipe: Recipe, folder: Path, *, overwrite: bool, trust_source: bool = False) -> Compressed:
-    """Carry a recipe out and save the result."""
+def run_recipe(recipe: Recipe, folder: Path, *, overwrite: bool, trust_source: bool = False) -> Compressed | Composed:
+    """Carry a recipe out and save the result. Where it lists steps, a killed run goes on from `FOLDER.steps`."""
     from secateur.train import fit_
 
     check_target(folder.absolute(), overwrite=overwrite)
@@ -78,11 +80,15 @@ def run_recipe(recipe: Recipe, folder: Path, *, overwrite: bool, trust_source: b
     opened = open_model(config.source, weights=config.weights, seed=config.seed, trust_source=trust_source)
     splits = read_data(recipe.data, recipe.read)
     log.info("%s", splits)
+    checkpoints = folder.absolute().with_name(f"{folder.absolute().name}.steps")
     if recipe.train is not None:
         log.info("train %s for %d epochs", config.source, recipe.train.epochs)
-        fit_(opened.model, splits.train, splits.val, recipe.train)
-    done = run_compress(opened.model, splits, budget=recipe.budget, config=recipe.compress_config())
-    edits = opened.edits.then(Prune(done.plan))
+        kept = checkpoints / "dense.training.safetensors" if recipe.steps else None
+        fit_(opened.model, splits.train, splits.val, recipe.train, checkpoint=kept)
+    done = _carry_out(recipe, opened.model, splits, checkpoints)
+    edits = opened.edits
+    for edit in done.edits.steps:
+        edits = edits.then(edit)
     log.info("save in %s", folder)
     save(
         done.model,
@@ -93,7 +99,15 @@ def run_recipe(recipe: Recipe, folder: Path, *, overwrite: bool, trust_source: b
         report=done.report.to_dict(),
         overwrite=overwrite,
     )
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return done
+
+
+def _carry_out(recipe: Recipe, model: nn.Module, splits: DataSplits, checkpoints: Path) -> Compressed | Composed:
+    config = recipe.compress_config()
+    if recipe.steps:
+        return run_steps(model, splits, recipe.steps, config=config, checkpoints=checkpoints)
+    return run_compress(model, splits, budget=recipe.budget, config=config)
 
 
 def _evaluate_elsewhere(folder: Path) -> dict[str, Any]:
@@ -106,14 +120,11 @@ def _evaluate_elsewhere(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _print(done: Compressed, folder: Path) -> None:
+def _print(done: Compressed | Composed, folder: Path) -> None:
     names = {"finetuned": "fine-tuned"}
     print_table(HEADER, [row(names.get(name, name), m) for name, m in done.report.stages().items()])
     print_line(f"on {done.report.n_samples['test']:,} samples that neither training nor selection saw")
     print_line(done.report.latency_line())
-    if done.report.tries:
-        print_line(done.report.search_line())
-    print_line(done.report.verify)
-    for note in done.report.notes:
-        print_line(f"note: {note}")
+    for line in done.report.further_lines():
+        print_line(line)
     print_line(f"saved in {folder}")

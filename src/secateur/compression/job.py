@@ -14,6 +14,7 @@ from secateur.compression.material import Material, check_weights, context_of, r
 from secateur.compression.meter import Meter, how_timed, measured
 from secateur.compression.report import CompressReport, versions
 from secateur.compression.search import Found, search_budget
+from secateur.edits import Edits
 from secateur.errors import ConfigError
 from secateur.measure import (
     PairedLatency,
@@ -35,6 +36,11 @@ class Compressed:
     model: nn.Module
     plan: Plan
     report: CompressReport
+
+    @property
+    def edits(self) -> Edits:
+        """The plan as a list of edits, as `run_steps` gives."""
+        return Edits.of(self.plan)
 
 
 def compress(

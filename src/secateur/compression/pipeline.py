@@ -68,8 +68,8 @@ class StepsReport:
         """Say what the times mean, and the paired speedup."""
         return latency_line(self.latency, self.speedup, self.speedup_p25, self.speedup_p75)
 
-    def notes(self) -> list[str]:
-        """What the steps say, each with its number and name."""
+    def further_lines(self) -> list[str]:
+        """What the steps say below the table, each with its number and name."""
         lines = []
         for i, step in enumerate(self.steps, 1):
             lines += [f"{i} {step.name}: {note}" for note in step.notes]
@@ -79,7 +79,7 @@ class StepsReport:
 
     def __str__(self) -> str:
         table = text_table(HEADER, [row(name, m) for name, m in self.stages().items()])
-        return "\n".join([table, self.latency_line(), *(f"note: {note}" for note in self.notes())])
+        return "\n".join([table, self.latency_line(), *self.further_lines()])
 
 
 @dataclass(frozen=True)

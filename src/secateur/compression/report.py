@@ -64,10 +64,13 @@ class CompressReport:
         return {name: measured for name, measured in found.items() if measured is not None}
 
     def __str__(self) -> str:
-        lines = [text_table(HEADER, [row(name, m) for name, m in self.stages().items()]), self.latency_line()]
-        if self.tries:
-            lines.append(self.search_line())
-        return "\n".join([*lines, self.verify, *(f"note: {note}" for note in self.notes)])
+        table = text_table(HEADER, [row(name, m) for name, m in self.stages().items()])
+        return "\n".join([table, self.latency_line(), *self.further_lines()])
+
+    def further_lines(self) -> list[str]:
+        """What there is to say below the table: the search, the proof, the notes."""
+        tried = [self.search_line()] if self.tries else []
+        return [*tried, self.verify, *(f"note: {note}" for note in self.notes)]
 
     def search_line(self) -> str:
         """Say which fractions of MACs were tried for a budget on a metric, and what each lost."""

@@ -18,7 +18,7 @@ def decode(hint: Any, value: Any, where: str, *, is_partial: bool = False) -> An
     """Turn JSON or TOML data into what the type hint says.
 
     Args:
-        hint: a dataclass, str, int, float, bool, None, unions, tuples and dicts of them, or Any.
+        hint: a dataclass, str, int, float, bool, None, a literal, unions, tuples and dicts of them, or Any.
         where: place of the value, for messages.
         is_partial: keys with a default may be left out; otherwise every key must be there.
     Raises:
@@ -35,6 +35,10 @@ def decode(hint: Any, value: Any, where: str, *, is_partial: bool = False) -> An
         return value
     if origin in (typing.Union, types.UnionType):
         return _decode_union(args, value, where, is_partial)
+    if origin is typing.Literal:
+        if value not in args:
+            raise DecodeError(f"{where} is {_shown(value)}, but must be {_described(hint)}")
+        return value
     if dataclasses.is_dataclass(hint):
         return _decode_fields(hint, value, where, is_partial)
     if origin is tuple and isinstance(value, list | tuple):
@@ -100,6 +104,8 @@ def _shown(value: Any) -> str:
 def _described(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "unset"}
     origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     return (
         words.get(hint)
         or {tuple: "a list", dict: "a table"}.get(origin or hint)

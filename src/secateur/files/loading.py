@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -133,7 +134,8 @@ def _state(root: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> 
 
 
 def _read_edits(path: Path, n_numbers: int) -> Edits:
-    """Read a plan after a look at its sizes: one short run of kept indices may stand for any number of them."""
+    """Read edits after a look at their sizes: one short run of kept indices may stand for any number of them."""
+    importlib.import_module("secateur.steps")  # every kind of edit registers itself
     text = read_text(path)
     try:
         data = json.loads(text)

@@ -6,6 +6,8 @@ from secateur.steps.activate import Activate
 from secateur.steps.base import FORMS, STEPS, Context, Done, Step
 from secateur.steps.drop import Drop
 from secateur.steps.factorize import Factorize
+from secateur.steps.finetune import Distill, Finetune
+from secateur.steps.prune import Prune
 from secateur.steps.quantize import Quantize
 from secateur.steps.share import Share
 from secateur.steps.sparsify import Sparsify
@@ -15,9 +17,12 @@ __all__ = [
     "STEPS",
     "Activate",
     "Context",
+    "Distill",
     "Done",
     "Drop",
     "Factorize",
+    "Finetune",
+    "Prune",
     "Quantize",
     "Share",
     "Sparsify",
