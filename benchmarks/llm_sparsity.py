@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur
-from rows import machine, write_rows
+from rows import machine, read_rows, write_rows
 from transformers_no_training import WINDOW, Logits, perplexity, read_text, windows_of
 
 Batch = dict[str, Tensor]
@@ -32,14 +32,17 @@ Prune = Callable[[Tensor, Tensor, tuple[int, int] | None], Tensor]
 
 
 def lowest(scores: Tensor, pattern: tuple[int, int] | None, *, per_row: bool) -> Tensor:
-    """True for the half with the lowest scores: of the matrix, of each row, or m - n of each m in a row."""
+    """True for the half with the lowest scores: of the matrix, of each row, or m - n of each m in a row.
+
+    Equal scores keep the lower index, which matters for weights that come from a file of 4 bits each.
+    """
     if pattern is not None:
         n, m = pattern
         rows, drop = scores.reshape(-1, m), m - n
     else:
         rows = scores if per_row else scores.reshape(1, -1)
         drop = rows.shape[1] // 2
-    order = rows.argsort(dim=1, stable=True)[:, :drop]
+    order = rows.argsort(dim=1, descending=True, stable=True)[:, rows.shape[1] - drop :]
     return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True).reshape(scores.shape)
 
 
@@ -54,11 +57,15 @@ def plain_wanda(weight: Tensor, h: Tensor, pattern: tuple[int, int] | None) -> T
 
 
 def plain_sparsegpt(weight: Tensor, h: Tensor, pattern: tuple[int, int] | None, size: int = 128) -> Tensor:
-    """Frantar and Alistarh 2023, algorithm 1: U with H^-1 = U^T U, blocks of 128 columns, column after column."""
+    """Frantar and Alistarh 2023, algorithm 1: U with H^-1 = U^T U, blocks of 128 columns, column after column.
+
+    The inverse is taken in float64: in float32 it is not positive definite for some layers.
+    """
     w = weight.clone()
     dead = h.diagonal() == 0
     w[:, dead] = 0
-    u = torch.linalg.cholesky(torch.linalg.inv(h + 0.01 * h.diagonal().mean() * torch.eye(len(h))), upper=True)
+    damped = h.double() + 0.01 * h.diagonal().double().mean() * torch.eye(len(h), dtype=torch.float64)
+    u = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True).to(w.dtype)
     for start in range(0, w.shape[1], size):
         end = min(start + size, w.shape[1])
         if pattern is None:
@@ -149,17 +156,21 @@ def sparsity_of(model: nn.Module) -> float:
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
 
 
-def run(model: Logits, batches: list[Batch], args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], nn.Module]]:
-    """Every method with every pattern, ours and plain."""
+def run(
+    model: Logits, batches: list[Batch], methods: list[str], done: set[tuple[str, str]]
+) -> Iterator[tuple[dict[str, Any], nn.Module]]:
+    """Every method with every pattern that is not done, ours and plain."""
     for pattern, nm in PATTERNS.items():
-        for method in args.methods:
-            start = time.perf_counter()
-            step = secateur.Sparsify(score=method, pattern=pattern, ignore=("*lm_head",))
-            made = secateur.sparsify(model, batches, step).model
-            yield {"method": method, "pattern": pattern, "seconds": time.perf_counter() - start}, made
-            start = time.perf_counter()
-            made = run_plain(model, batches if method != "magnitude" else batches[:1], PLAIN[method], nm)
-            yield {"method": f"{method}, plain", "pattern": pattern, "seconds": time.perf_counter() - start}, made
+        for method in methods:
+            if (method, pattern) not in done:
+                start = time.perf_counter()
+                step = secateur.Sparsify(score=method, pattern=pattern, ignore=("*lm_head",))
+                made = secateur.sparsify(model, batches, step).model
+                yield {"method": method, "pattern": pattern, "seconds": time.perf_counter() - start}, made
+            if ((plain := f"{method}, plain"), pattern) not in done:
+                start = time.perf_counter()
+                made = run_plain(model, batches if method != "magnitude" else batches[:1], PLAIN[method], nm)
+                yield {"method": plain, "pattern": pattern, "seconds": time.perf_counter() - start}, made
 
 
 def main() -> None:
@@ -180,12 +191,16 @@ def main() -> None:
     model, pool, test = load(args)
     base = {k: v for k, v in vars(args).items() if k in ("model", "samples", "length", "threads")}
     base |= {"length": pool.shape[1], "windows": len(test), "machine": machine("transformers")}
-    rows = [{**base, "method": "dense", "pattern": None, "sparsity": 0.0, **perplexity(model, test)}]
-    print({k: v for k, v in rows[0].items() if k not in base}, flush=True)
+    settings = [key for key in base if key != "machine"]
+    known = read_rows(f"llm_sparsity_{args.model}")
+    rows = [row for row in known if all(row[key] == base[key] for key in settings)]  # a broken run goes on
+    if not rows:
+        rows = [{**base, "method": "dense", "pattern": None, "sparsity": 0.0, **perplexity(model, test)}]
     for seed in args.seeds:
         drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: args.samples]
         batches = [{"input_ids": ids} for ids in pool[drawn].split(args.batch)]
-        for row, made in run(model, batches, args):
+        done = {(row["method"], row["pattern"]) for row in rows if row.get("seed") == seed}
+        for row, made in run(model, batches, args.methods, done):
             measured = {"sparsity": sparsity_of(made), **perplexity(made, test)}
             rows.append({**base, "seed": seed, **row, **measured})
             print({k: v for k, v in rows[-1].items() if k not in base}, flush=True)

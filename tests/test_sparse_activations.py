@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -23,7 +24,6 @@ from secateur.sparse_activations import (
     Winners,
     activation_sparsity,
     find_activations,
-    make_activation,
 )
 from secateur.steps import STEPS, Activate, Context, Done, Step
 
@@ -59,13 +59,19 @@ def run(step: Activate, batches: list[Any] | None = None) -> Done:
     return step.run(Mlp().eval(), context(list(X.split(2)) if batches is None else batches))
 
 
+def text_of(case: Activation) -> str:
+    """What a recipe says."""
+    settings = "&".join(f"{key}={value!r}" for key, value in asdict(case).items())
+    return f"{case.name}?{settings}" if settings else case.name
+
+
 def test_every_registered_activation_has_a_case() -> None:
     assert {type(case) for case in CASES} == set(ACTIVATIONS.values())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_edit_replays_and_the_report_is_what_is_there(case: Activation) -> None:
-    done = run(Activate(function=case))
+    done = run(Activate(function=text_of(case)))
     assert done.edit is not None
     edits = Edits.from_json(Edits().then(done.edit).to_json())
     assert edits == Edits().then(done.edit)
@@ -105,7 +111,7 @@ def test_a_threshold_gives_the_sparsity_asked_for() -> None:
 
 def test_a_width_whose_units_compete_is_not_pruned() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 2))
-    made = Activate(function=KWinners(sparsity=0.5)).run(model, context([X])).model
+    made = Activate(function="k_winners?sparsity=0.5").run(model, context([X])).model
     with pytest.raises(PlanError, match="kthvalue"):
         secateur.plan(made, X, secateur.Budget(width=0.5))
     cut = Activate(function="threshold").run(model, context([X])).model
@@ -127,7 +133,7 @@ def test_what_is_left_alone_and_what_is_missing_is_said() -> None:
     with pytest.raises(DataError, match="'threshold' is measured on data"):
         run(Activate(function="threshold"), [])
     with pytest.raises(ConfigError, match=r"sparsity=1\.0 is outside"):
-        make_activation("k_winners?sparsity=1.0")
+        Activate(function="k_winners?sparsity=1.0")
     edit = run(Activate()).edit
     assert edit is not None
     with pytest.raises(PlanError, match="no activation 'act'"):

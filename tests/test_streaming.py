@@ -104,6 +104,47 @@ def test_layers_read_what_they_read_in_a_forward(is_streamed: bool) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+LLAMA = {"num_hidden_layers": 3, "vocab_size": 96, "intermediate_size": 88, "num_attention_heads": 4, "hidden_size": 32}
+GEMMA = {**LLAMA, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
+MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama": ("LlamaForCausalLM", LLAMA, "model.layers.0"),
+    "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 32}, "transformer.h.0"),
+    "bert": ("BertForSequenceClassification", LLAMA, "bert.encoder.layer.0"),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA, "model.layers.0"),  # masks that alternate from layer to layer
+    "mixtral": ("MixtralForCausalLM", {**LLAMA, "num_key_value_heads": 2, "num_local_experts": 3}, "model.layers.0"),
+    "t5": ("T5ForConditionalGeneration", T5, "decoder.block.0"),  # all blocks read what the encoder gives
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_are_chains_of_blocks(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind, settings, first = MODELS[name]
+    cls = getattr(transformers, kind)
+    torch.manual_seed(0)
+    model = cls(
+        cls.config_class(**{"vocab_size": 96, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0} | settings)
+    )
+    ids = torch.randint(2, 90, (2, 12))
+    batch = {"input_ids": ids} | ({"decoder_input_ids": ids} if name == "t5" else {})
+    model.eval()
+    blocks = find_blocks(model, batch)
+    assert (blocks[0], len(blocks)) == (first, 3)
+    layers, _ = layers_of(model, codable(model)[0])
+    inside = {key: layer for key, layer in layers.items() if key.startswith(tuple(f"{fqn}." for fqn in blocks))}
+    with torch.no_grad():
+        expected = sum_over_inputs(inside, lambda: model(**batch), gram)
+    found: dict[str, Tensor] = {}
+    for stage in stages(model, [batch], blocks):
+        here = {key: layer for key, layer in inside.items() if stage.fqn and key.startswith(f"{stage.fqn}.")}
+        found |= sum_over_inputs(here, stage.run, gram)
+    assert found.keys() == expected.keys()
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-4)
+
+
 def test_later_blocks_see_what_earlier_ones_became() -> None:
     model, changed = net(), net()
     for module in (changed.blocks[0].down, changed.blocks[1].up):

@@ -91,6 +91,11 @@ def _read_augment(value: Any) -> Any:
     return TrainConfig.from_dict({"augment": decode(dict[str, Any], value, "augment")}).augment
 
 
+def _read_regularizers(value: Any) -> Any:
+    tables = decode(tuple[dict[str, Any], ...], value, "regularizers")
+    return TrainConfig.from_dict({"regularizers": tables}).regularizers
+
+
 def _read_reconstruct(value: Any) -> Any:
     if value is False:
         return None
@@ -101,6 +106,7 @@ _READERS: dict[tuple[Any, str], Callable[[Any], Any]] = {
     (PruneConfig, "criterion"): _read_criterion,
     (PruneConfig, "method"): _read_method,
     (TrainConfig, "augment"): _read_augment,
+    (TrainConfig, "regularizers"): _read_regularizers,
     (CompensateConfig, "reconstruct"): _read_reconstruct,
 }
 
@@ -114,6 +120,8 @@ def _plain(kind: type, name: str, value: Any) -> Any:
         return {"name": method.name, **dataclasses.asdict(method)}
     if name == "augment" and value is not None:
         return value.to_dict()
+    if name == "regularizers":
+        return [part.to_dict() for part in value]
     if (kind, name) == (CompensateConfig, "reconstruct"):
         return False if value is None else dataclasses.asdict(value)
     return value

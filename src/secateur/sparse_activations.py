@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateur.calls import make
 from secateur.errors import ConfigError
 from secateur.measure.modes import eval_mode
 from secateur.registry import Registry
@@ -164,19 +163,6 @@ class KWinners(Activation):
     def module(self, old: nn.Module) -> nn.Module:
         """The old one, of which the largest stay."""
         return Winners(old, 1 - self.sparsity, self.axis)
-
-
-def make_activation(spec: str | Activation) -> Activation:
-    """Return the activation that `spec` means: a registered name, with settings or without, or an activation.
-
-    >>> make_activation("k_winners?sparsity=0.9")
-    KWinners(sparsity=0.9, axis=-1)
-    """
-    if isinstance(spec, Activation):
-        return spec
-    if isinstance(spec, str):
-        return make(ACTIVATIONS, spec)
-    raise ConfigError(f"{spec!r} is no sparse activation. Pass one such as Relu(), or a name of ACTIVATIONS.")
 
 
 def find_activations(model: nn.Module) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from secateur.calls import make
 from secateur.errors import ConfigError, RegistryError
 from secateur.layers import gram, squares
 from secateur.sparsity import (
@@ -19,7 +20,6 @@ from secateur.sparsity import (
     Taylor,
     Unstructured,
     Wanda,
-    make_score,
 )
 
 from .published import best_for, sparsegpt, wanda, wanda_nm
@@ -57,7 +57,6 @@ def test_what_every_score_promises(score: Score) -> None:
     scores = score.score(weight[None], seen)
     assert scores.shape == (1, *weight.shape)
     assert bool((scores >= 0).all())
-    assert make_score(score) is score
     there = torch.rand(1, *weight.shape, generator=torch.Generator().manual_seed(1)) < 0.6
     for pattern in (Unstructured(), NM(n=1, m=4), Block(rows=2, cols=2)):
         found = halved(score, weight, x, Choice(pattern, there, 5))
@@ -139,8 +138,8 @@ def test_sums_over_inputs_are_their_formulas() -> None:
 
 
 def test_scores_are_read_from_text() -> None:
-    assert make_score("sparsegpt?damping=0.1") == SparseGPT(damping=0.1)
+    assert make(SCORES, "sparsegpt?damping=0.1") == SparseGPT(damping=0.1)
     with pytest.raises(ConfigError, match="damping=-1 is negative"):
-        make_score("sparsegpt?damping=-1")
+        make(SCORES, "sparsegpt?damping=-1")
     with pytest.raises(RegistryError, match="No score of weights 'l9'"):
-        make_score("l9")
+        make(SCORES, "l9")

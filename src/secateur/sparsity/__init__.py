@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from secateur.sparsity.choice import Choice
 from secateur.sparsity.patterns import NM, PATTERNS, Block, Pattern, Unstructured, make_pattern
-from secateur.sparsity.scopes import ERK, SCOPES, AllLayers, Lamp, PerLayer, PerOutput, Scope, make_scope
-from secateur.sparsity.scores import SCORES, Magnitude, Score, SparseGPT, Taylor, Wanda, make_score
+from secateur.sparsity.scopes import ERK, SCOPES, AllLayers, Lamp, PerLayer, PerOutput, Scope
+from secateur.sparsity.scores import SCORES, Magnitude, Score, SparseGPT, Taylor, Wanda
 
 __all__ = [
     "ERK",
@@ -28,6 +28,4 @@ __all__ = [
     "Unstructured",
     "Wanda",
     "make_pattern",
-    "make_scope",
-    "make_score",
 ]

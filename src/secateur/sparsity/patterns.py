@@ -187,15 +187,11 @@ class Block(Pattern):
         return whole[: shape[0], : shape[1]]
 
 
-def make_pattern(spec: str | Pattern) -> Pattern:
-    """Return the pattern that `spec` means: a name, with settings or without, `n:m`, or a pattern.
+def make_pattern(text: str) -> Pattern:
+    """Return the pattern that a text means: a registered name, with settings or without, or `n:m`.
 
     >>> make_pattern("2:4"), make_pattern("block?rows=8&cols=1")
     (NM(n=2, m=4), Block(rows=8, cols=1))
     """
-    if isinstance(spec, Pattern):
-        return spec
-    if isinstance(spec, str):
-        pair = re.fullmatch(r"(\d+):(\d+)", spec)
-        return NM(n=int(pair[1]), m=int(pair[2])) if pair else make(PATTERNS, spec)
-    raise ConfigError(f"{spec!r} is no pattern. Pass one such as NM(n=2, m=4), '2:4', or a name of PATTERNS.")
+    pair = re.fullmatch(r"(\d+):(\d+)", text)
+    return NM(n=int(pair[1]), m=int(pair[2])) if pair else make(PATTERNS, text)

@@ -12,8 +12,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.calls import make
-from secateur.errors import ConfigError
 from secateur.registry import Registry
 from secateur.sparsity.patterns import keep_best
 
@@ -153,16 +151,3 @@ class ERK(Scope):
         cuts = [round(free * end / ends[-1]) if end else 0 for end in ends]
         parts = dict(zip(wanted, (b - a for a, b in pairwise(cuts)), strict=True))
         return {key: (whole | parts)[key] for key in layers}
-
-
-def make_scope(spec: str | Scope) -> Scope:
-    """Return the scope that `spec` means: a registered name, or a scope.
-
-    >>> make_scope("erk")
-    ERK()
-    """
-    if isinstance(spec, Scope):
-        return spec
-    if isinstance(spec, str):
-        return make(SCOPES, spec)
-    raise ConfigError(f"{spec!r} is no scope. Pass one such as ERK(), or a name: {', '.join(SCOPES)}.")

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.calls import make
 from secateur.coding.sweep import CodeColumn, sweep
 from secateur.compensation.moments import damped
 from secateur.errors import ConfigError
@@ -159,16 +158,3 @@ class SparseGPT(Score):
 def _where_read(weight: Tensor, hessian: Tensor) -> Tensor:
     """The weight, 0 where its input is always zero."""
     return torch.where(hessian.diagonal(dim1=-2, dim2=-1)[:, None] > 0, weight, 0)
-
-
-def make_score(spec: str | Score) -> Score:
-    """Return the score that `spec` means: a registered name, with settings or without, or a score.
-
-    >>> make_score("sparsegpt?damping=0.1")
-    SparseGPT(damping=0.1)
-    """
-    if isinstance(spec, Score):
-        return spec
-    if isinstance(spec, str):
-        return make(SCORES, spec)
-    raise ConfigError(f"{spec!r} is no score of weights. Pass one such as Wanda(), or a name: {', '.join(SCORES)}.")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from secateur.calls import make
 from secateur.criteria.samples import inputs_of
 from secateur.edits import EDITS
 from secateur.errors import ConfigError, DataError, PlanError
@@ -19,7 +20,6 @@ from secateur.sparse_activations import (
     activation_samples,
     activation_sparsity,
     find_activations,
-    make_activation,
 )
 from secateur.steps.base import FORMS, STEPS, Context, Done
 from secateur.surgery import copy_model, replace_modules_
@@ -69,11 +69,11 @@ class Activate:
     leaves: ClassVar[frozenset[str]] = frozenset()
     needs_labels: ClassVar[bool] = False
 
-    function: str | Activation = "relu"  # relu, threshold or k_winners, settings after "?"
+    function: str = "relu"  # or "threshold?sparsity=0.7", or "k_winners?sparsity=0.9&axis=1"
     ignore: tuple[str, ...] = ()  # fnmatch patterns on fqn, for example "head.*"
 
     def __post_init__(self) -> None:
-        make_activation(self.function)
+        make(ACTIVATIONS, self.function)
 
     def run(self, model: nn.Module, context: Context) -> Done:
         """Carry the step out on a copy of the model.
@@ -82,7 +82,7 @@ class Activate:
             ConfigError: the model has no activation modules, or all are ignored.
             DataError: a threshold is to be measured and there is no data.
         """
-        function = make_activation(self.function)
+        function = make(ACTIVATIONS, self.function)
         found = find_activations(model)
         chosen = [fqn for fqn in found if not any(fnmatch(fqn, pattern) for pattern in self.ignore)]
         if not chosen:

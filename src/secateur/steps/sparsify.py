@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from secateur.calls import make
 from secateur.coding import Code, Mask, attach_, codable, codings_of
 from secateur.criteria import collect_gradients, cross_entropy
 from secateur.criteria.samples import inputs_of
 from secateur.errors import ConfigError, DataError, GroupError
 from secateur.layers import Layer, layers_of, sum_over_inputs
 from secateur.planning import Loss
-from secateur.sparsity import Choice, Pattern, Scope, Score, make_pattern, make_scope, make_score
+from secateur.sparsity import SCOPES, SCORES, Choice, make_pattern
 from secateur.sparsity.choice import count_units
 from secateur.sparsity.scopes import Candidates
 from secateur.steps.base import STEPS, Context, Done
@@ -37,30 +38,31 @@ class Sparsify:
     leaves: ClassVar[frozenset[str]] = frozenset({"masked"})
 
     sparsity: float | None = None  # fraction of weights that are zero; by default the pattern's own, or 0.5
-    pattern: str | Pattern = "unstructured"  # or "2:4", or "block?rows=4&cols=4"
-    score: str | Score = "magnitude"  # magnitude, taylor, wanda or sparsegpt
-    scope: str | Scope | None = None  # layer, output, global, erk or lamp; by default what the score's paper uses
+    pattern: str = "unstructured"  # or "2:4", or "block?rows=4&cols=4"
+    score: str = "magnitude"  # magnitude, taylor, wanda or "sparsegpt?damping=0.01"
+    scope: str | None = None  # layer, output, global, erk or lamp; by default what the score's paper uses
     ignore: tuple[str, ...] = ()  # fnmatch patterns on fqn, for example "head.*"
     stream: bool | None = None  # block by block, each reading what sparse ones give; by default where there are blocks
 
     def __post_init__(self) -> None:
         pattern = make_pattern(self.pattern)
-        make_score(self.score)
-        if self.scope is not None:
-            make_scope(self.scope)
+        make(SCORES, self.score)
+        scope = None if self.scope is None else make(SCOPES, self.scope)
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ConfigError(f"sparsity={self.sparsity} is outside [0, 1). It is the fraction removed: 0.5 halves.")
         if pattern.sparsity is not None and self.sparsity not in (None, pattern.sparsity):
             raise ConfigError(
-                f"{pattern} has a sparsity of {pattern.sparsity}, not {self.sparsity}. Leave sparsity out."
+                f"Pattern {self.pattern} has a sparsity of {pattern.sparsity}, not {self.sparsity}. Leave sparsity out."
             )
-        if pattern.sparsity is not None and self.scope is not None and make_scope(self.scope).needs_scores:
-            raise ConfigError(f"{pattern} gives every layer the same sparsity, so scope={self.scope!r} has no effect.")
+        if pattern.sparsity is not None and scope is not None and scope.needs_scores:
+            raise ConfigError(
+                f"Pattern {self.pattern} gives every layer the same sparsity, so scope={self.scope!r} has no effect."
+            )
 
     @property
     def needs_labels(self) -> bool:
         """True for scores by gradients."""
-        return make_score(self.score).needs_gradient
+        return make(SCORES, self.score).needs_gradient
 
     def run(self, model: nn.Module, context: Context) -> Done:
         """Carry the step out on a copy of the model.
@@ -109,8 +111,8 @@ class _Run:
     added: dict[str, Mask] = field(default_factory=dict)
 
     def done(self) -> Done:
-        self.pattern, self.score = make_pattern(self.step.pattern), make_score(self.step.score)
-        self.scope = make_scope(self.step.scope or self.score.scope)
+        self.pattern, self.score = make_pattern(self.step.pattern), make(SCORES, self.step.score)
+        self.scope = make(SCOPES, self.step.scope or self.score.scope)
         self._find_layers()
         blocks: list[str] = []
         batches: list[Inputs] = []

@@ -7,17 +7,23 @@ from secateur.train.config import OPTIMIZERS, TrainConfig
 from secateur.train.history import EpochRecord, History
 from secateur.train.loop import Callback, fit_
 from secateur.train.losses import Loss, compute_loss, cross_entropy
+from secateur.train.regularizers import REGULARIZERS, GroupLasso, Growing, Polarization, Regularizer
 from secateur.train.schedule import EpochBatches, cosine_lr
 
 __all__ = [
     "AUGMENTS",
     "OPTIMIZERS",
+    "REGULARIZERS",
     "Augment",
     "Callback",
     "EpochBatches",
     "EpochRecord",
+    "GroupLasso",
+    "Growing",
     "History",
     "Loss",
+    "Polarization",
+    "Regularizer",
     "ShiftFlip",
     "TrainConfig",
     "compute_loss",

@@ -14,6 +14,7 @@ from torch import nn
 from secateur.errors import ConfigError
 from secateur.registry import Registry
 from secateur.train.augment import AUGMENTS, Augment
+from secateur.train.regularizers import REGULARIZERS, Regularizer
 
 Groups = list[dict[str, Any]]
 
@@ -37,6 +38,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     grad_clip: float | None = None  # largest norm of the whole gradient
     augment: Augment | None = None  # applied to x of (x, y) batches
+    regularizers: tuple[Regularizer, ...] = ()  # penalties that are added to the loss
     patience: int | None = None  # stop after so many epochs without a new lowest validation loss
     seed: int = 0
     num_threads: int | None = None  # CPU threads during training; None leaves them as they are
@@ -64,10 +66,11 @@ class TrainConfig:
             raise ConfigError(f"No optimizer '{self.optimizer}'. Known: {', '.join(sorted(OPTIMIZERS))}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain data for JSON; the augmentation becomes {"kind": ..., its fields}."""
+        """Return the settings as plain data for JSON; augmentation and penalties become {"kind": ..., their fields}."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if self.augment is not None:
             data["augment"] = self.augment.to_dict()
+        data["regularizers"] = [regularizer.to_dict() for regularizer in self.regularizers]
         return data
 
     @classmethod
@@ -77,16 +80,23 @@ class TrainConfig:
         if unknown := sorted(set(data) - set(known)):
             raise ConfigError(f"Unknown training settings: {', '.join(unknown)}. Known: {', '.join(known)}.")
         values = dict(data)
-        if isinstance(augment := values.get("augment"), Mapping):
-            fields = dict(augment)
-            kind = fields.pop("kind", None)
-            if kind not in AUGMENTS:
-                raise ConfigError(f"No augmentation '{kind}'. Known: {', '.join(sorted(AUGMENTS))}.")
-            try:
-                values["augment"] = AUGMENTS[kind](**fields)
-            except TypeError as err:
-                raise ConfigError(f"Augmentation '{kind}' does not take {sorted(fields)}: {err}") from err
+        if isinstance(values.get("augment"), Mapping):
+            values["augment"] = _of_kind(AUGMENTS, values["augment"])
+        if "regularizers" in values:
+            values["regularizers"] = tuple(_of_kind(REGULARIZERS, fields) for fields in values["regularizers"])
         return cls(**values)
+
+
+def _of_kind(kinds: Registry[str, type[Any]], data: Any) -> Any:
+    """Make what {"kind": a key, its fields} describes."""
+    fields = dict(data) if isinstance(data, Mapping) else {}
+    kind = fields.pop("kind", None)
+    if kind not in kinds:
+        raise ConfigError(f"No {kinds.kind} '{kind}'. Known: {', '.join(sorted(kinds))}.")
+    try:
+        return kinds[kind](**fields)
+    except TypeError as err:
+        raise ConfigError(f"{kinds.kind.capitalize()} '{kind}' does not take {sorted(fields)}: {err}") from err
 
 
 Optimizers = Callable[[Groups, TrainConfig], torch.optim.Optimizer]

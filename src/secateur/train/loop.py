@@ -22,6 +22,7 @@ from secateur.train.guard import check_start, nonfinite_cause
 from secateur.train.history import EpochRecord, History, epochs_since_best
 from secateur.train.losses import Loss, compute_loss
 from secateur.train.progress import Advance, progress_bar
+from secateur.train.regularizers import Penalty, bind_all
 from secateur.train.schedule import EpochBatches, cosine_lr, derived_seed
 
 MAY_CHANGE = frozenset({"num_threads", "checkpoint_every"})  # between a run and its resume
@@ -48,6 +49,7 @@ class _Run:
     loader: DataLoader[Any]
     order: EpochBatches
     loss: Loss | None
+    penalties: tuple[Penalty, ...]
     config: TrainConfig
     callbacks: Sequence[Callback]
 
@@ -139,6 +141,7 @@ def _prepared(
         )
     model.to(accelerator.device)
     order = EpochBatches(length(train), batch_size=config.batch_size, seed=config.seed)
+    penalties = bind_all(config.regularizers, model, train)
     parts = (model, make_optimizer(model, config), loader(train, order))
     wrapped, optimizer, prepared = accelerator.prepare(*parts)  # type: ignore[no-untyped-call]
     run = _Run(
@@ -149,6 +152,7 @@ def _prepared(
         loader=prepared,
         order=order,
         loss=loss,
+        penalties=penalties,
         config=config,
         callbacks=callbacks,
     )
@@ -189,7 +193,7 @@ def _train_epoch(run: _Run, epoch: int, advance: Advance) -> float:
         for group in run.optimizer.param_groups:
             group["lr"] = lr
         batch = _augmented(batch, config, generator)
-        value = _step(run, batch, where=f"epoch {epoch}, step {i + 1} of {n_steps}")
+        value = _step(run, batch, step, where=f"epoch {epoch}, step {i + 1} of {n_steps}")
         total += torch.tensor([value * len(labels_of(batch)), len(labels_of(batch))], dtype=torch.float64)
         for callback in run.callbacks:
             callback.on_step(run.model, step)
@@ -209,12 +213,14 @@ def _augmented(batch: Batch, config: TrainConfig, generator: torch.Generator) ->
     return config.augment(batch[0], generator), batch[1]
 
 
-def _step(run: _Run, batch: Batch, where: str) -> float:
-    """Do one optimizer step and return the loss before it."""
+def _step(run: _Run, batch: Batch, step: int, where: str) -> float:
+    """Do one optimizer step and return the loss before it, without the penalties."""
     value, _ = compute_loss(run.wrapped, batch, run.loss, label_smoothing=run.config.label_smoothing)
     loss = float(value.detach())
     if not _is_finite(loss):
         raise _diverged(run, batch, where, loss)
+    for penalty in run.penalties:
+        value = value + penalty(step)
     run.optimizer.zero_grad()
     run.accelerator.backward(value)
     if run.config.grad_clip is not None:
