@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from secateur.measure.modes import eval_mode
-from secateur.tensors import Inputs, modules_of, on_device, tensors_in
+from secateur.tensors import Inputs, module_lists, on_device, tensors_in
 
 _TOLERANCE = 1e-4
 """Relative; what rounding explains between two runs of a block."""
@@ -72,10 +72,8 @@ def find_blocks(model: nn.Module, batch: Inputs) -> list[str]:
     """
     alike = [
         [f"{fqn}.{name}" if fqn else name for name in module._modules]
-        for fqn, module in modules_of(model)
-        if isinstance(module, nn.ModuleList | nn.Sequential)
-        and len(module) > 1
-        and len({type(item) for item in module}) == 1
+        for fqn, module in module_lists(model)
+        if len(module) > 1 and len({type(item) for item in module}) == 1
     ]
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
 

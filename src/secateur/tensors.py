@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils import _pytree as pytree
 
 from secateur.errors import PlanError
@@ -93,6 +94,12 @@ def modules_of(model: nn.Module, fqn: str = "") -> list[tuple[str, nn.Module]]:
         if child is not None:
             found += modules_of(child, f"{fqn}.{name}" if fqn else name)
     return found
+
+
+def module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequential]]:
+    """Every `ModuleList` and `Sequential` by fqn; a weight's parametrizations are no such list of layers."""
+    kinds = nn.ModuleList | nn.Sequential
+    return [(fqn, m) for fqn, m in modules_of(model) if isinstance(m, kinds) and not isinstance(m, ParametrizationList)]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.tensors import Inputs, modules_of, tensors_in
+from secateur.tensors import Inputs, module_lists, tensors_in
 from secateur.watching import first_of, watch
 
 
@@ -62,8 +62,7 @@ def find_blocks(model: nn.Module, example: Inputs) -> tuple[list[Block], list[tu
     """
     members = {
         f"{holder}.{name}".lstrip("."): (holder, i, child)
-        for holder, module in modules_of(model)
-        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for holder, module in module_lists(model)
         for i, (name, child) in enumerate(module.named_children())
         if next(child.parameters(), None) is not None
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from secateur._version import __version__
 from secateur.coding import Code, codings_of
-from secateur.edits import Edits, Prune
+from secateur.edits import Edit, Edits, Prune
 from secateur.errors import FileError, SecateurError
 from secateur.files.atomic import new_folder
 from secateur.files.fingerprint import Fingerprint, cast_spec, check_spec, take_fingerprint
@@ -111,10 +112,18 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def _check_planned(small: nn.Module, edits: Edits) -> None:
-    """The codings must be those of the edits, and what a last plan changed must be as it left it."""
-    planned = {key: kind for edit in edits.steps if isinstance(edit, Code) for key, (kind, _) in edit.weights.items()}
+    """The codings must be those of the edits, and what a last plan changed must be as it left it.
+
+    Edits that take modules away or rename them (`layers.3` becomes `layers.2`) hide what was coded before them.
+    """
+    recent: list[Edit] = list(takewhile(lambda edit: isinstance(edit, Code | Prune), reversed(edits.steps)))
+    is_all = len(recent) == len(edits.steps)
+    planned: dict[str, str] = {}
+    for edit in reversed(recent):
+        planned |= {key: kind for key, (kind, _) in edit.weights.items()} if isinstance(edit, Code) else {}
     coded = {key: stack[-1].kind for key, stack in codings_of(small).items()}
-    if wrong := sorted(key for key in planned.keys() | coded.keys() if planned.get(key) != coded.get(key)):
+    suspects = planned.keys() | coded.keys() if is_all else planned.keys()
+    if wrong := sorted(key for key in suspects if planned.get(key) != coded.get(key)):
         raise FileError(
             f"'{wrong[0]}' is {coded.get(wrong[0], 'not coded')} in {type(small).__name__}, but"
             f" {planned.get(wrong[0], 'not coded')} in the edits. Pass the edits of all steps, and a model that is"

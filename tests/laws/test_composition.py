@@ -1,0 +1,109 @@
+"""The law of composition: random networks × random steps in a legal order save, load and compute the same."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import secateur
+from secateur.allocate import Budget
+from secateur.coding import bake, codings_of, settle_
+from secateur.compression import check_weights
+from secateur.edits import Edits
+from secateur.errors import ConfigError, PlanError
+from secateur.measure import size_bytes
+from secateur.planning import PruneConfig
+from secateur.specs import to_spec
+from secateur.steps import STEPS, Activate, Context, Drop, Factorize, Finetune, Prune, Quantize, Share, Sparsify, Step
+from secateur.steps.order import check_order
+
+from .networks import Program, build, programs
+from .pruned import run
+from .settings import some
+
+WAYS: list[Step] = [
+    Prune(budget=Budget(width=0.5), prune=PruneConfig(criterion="random")),
+    Prune(budget=Budget(width=0.7)),
+    Drop(n=1, by="last"),
+    Factorize(energy=0.6, is_aware=False),
+    Sparsify(sparsity=0.5),
+    Sparsify(pattern="2:4"),
+    Quantize(bits=4),
+    Quantize(method="affine", bits=3, granularity="per_tensor", calibration="minmax"),
+    Quantize(method="ternary"),
+    Quantize(method="binary"),
+    Share(n_values=4),
+    Activate(function="threshold?value=0.01"),
+]
+
+
+def is_legal(steps: list[Step]) -> bool:
+    try:
+        check_order(steps, has_labels=False)
+    except ConfigError:
+        return False
+    return True
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> list[Step]:
+    """Up to four steps, each of which may follow the ones before it."""
+    steps: list[Step] = []
+    for _ in range(draw(st.integers(1, 4))):
+        if fitting := [step for step in WAYS if is_legal([*steps, step])]:
+            steps.append(draw(st.sampled_from(fitting)))
+    return steps
+
+
+def carry_out(model: Any, inputs: Any, steps: list[Step]) -> tuple[Any, Edits]:
+    """Each step in turn; one that finds nothing to do in this network says so, and is left out."""
+    context = Context(dense=model, inputs=lambda n: inputs, calibration=lambda: [inputs])
+    current, edits = model, Edits(inputs=to_spec(inputs))
+    for step in steps:
+        try:
+            done = step.run(current, context)
+        except (ConfigError, PlanError):
+            continue
+        settle_(done.model)
+        current, edits = done.model.eval(), edits if done.edit is None else edits.then(done.edit)
+    return current, edits
+
+
+@given(programs(), orders())
+@example(Program(start="vector"), [WAYS[0], WAYS[4], WAYS[6]])
+@some(30)
+def test_steps_in_any_legal_order_save_load_and_compute_the_same(program: Program, steps: list[Step]) -> None:
+    model, inputs = build(program)
+    before = [t.clone() for t in run(model, inputs)]
+    small, edits = carry_out(model, inputs, steps)
+    assert all(map(torch.equal, before, run(model, inputs))), "the dense network was changed"
+    check_weights(small)
+    with tempfile.TemporaryDirectory() as there:
+        folder = secateur.save(small, Path(there) / "small", plan=edits)
+        assert (folder / "model.safetensors").stat().st_size == size_bytes(small)
+        again = secateur.load(folder, lambda: build(program)[0])
+    expected = run(small, inputs)
+    assert all(map(torch.equal, expected, run(again, inputs)))
+    plain = run(bake(small), inputs)
+    assert all(torch.allclose(a, b) for a, b in zip(expected, plain, strict=True))
+    assert {k: [c.kind for c in s] for k, s in codings_of(again).items()} == {
+        k: [c.kind for c in s] for k, s in codings_of(small).items()
+    }
+
+
+def test_every_step_has_its_part_in_the_law() -> None:
+    assert {step.name for step in WAYS} | {Finetune.name} == set(STEPS)
+
+
+@pytest.mark.parametrize("first", sorted(STEPS))
+def test_what_each_step_leaves_decides_what_may_follow(first: str) -> None:
+    """The slow way round: a pair is legal where nothing that the first leaves is missing from what the second takes."""
+    for one in (step for step in WAYS if step.name == first):
+        for two in WAYS:
+            assert is_legal([one, two]) == (set(one.leaves) <= set(two.accepts))
