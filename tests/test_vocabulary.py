@@ -109,6 +109,30 @@ def test_fewer_words_compute_what_unknown_words_do(how):
     assert plan.cost_after.params == sum(p.numel() for p in small.parameters())
 
 
+@pytest.mark.parametrize("x", [COLUMNS, TOKENS], ids=["columns", "tokens"])
+def test_rounds_score_what_is_lost_by_then(x):
+    """Dropping one word per round is greedy elimination, here done by hand."""
+    model, size = network(x), 5 if x is COLUMNS else 7
+    n = size - 3
+
+    def without(words):
+        out = x.clone()
+        for word in words:
+            if x is COLUMNS:
+                out[:, word] = 0
+            else:
+                out[x == word] = 1
+        return model(out).detach().double().log_softmax(1)
+
+    p, gone = without([]), []
+    for _ in range(3):
+        left = [w for w in range(size) if w not in gone and (x is COLUMNS or w > 1)]
+        lost = [float((p.exp() * (p - without([*gone, w]))).sum(1).mean()) for w in left]
+        gone.append(-min(zip(lost, [-w for w in left], strict=True))[1])
+    _, keep = plan_words(model, [x], size, n, "kl", n_rounds=50)
+    assert keep == tuple(w for w in range(size) if w not in gone)
+
+
 def test_vocabulary_and_its_plan_shrink_alike():
     words = Words.of(["fig date fig", "grape fig", "date"])
     keep = (0, 1, 3)

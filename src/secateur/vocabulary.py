@@ -8,7 +8,6 @@ changes without this word?
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import Any
 
 import torch
@@ -25,11 +24,22 @@ from secateur.registry import Registry
 
 CHUNK = 1024  # variants of samples per forward
 
-WordScore = Callable[[nn.Module, Iterable[Any], int, torch.Generator], Tensor]
+Pair = tuple[Tensor, Tensor]
+"""A batch as it is, and without the words that are gone already."""
+
+WordScore = Callable[[nn.Module, Iterable[Pair], int, torch.Generator], Tensor]
 WORD_SCORES: Registry[str, WordScore] = Registry("word score")
 
 
-def score_words(model: nn.Module, batches: Iterable[Any], size: int, how: str = "kl", *, seed: int = 0) -> Tensor:
+def score_words(
+    model: nn.Module,
+    batches: Iterable[Any],
+    size: int,
+    how: str = "kl",
+    *,
+    keep: Iterable[int] | None = None,
+    seed: int = 0,
+) -> Tensor:
     """Score every word of a vocabulary.
 
     Args:
@@ -37,6 +47,7 @@ def score_words(model: nn.Module, batches: Iterable[Any], size: int, how: str = 
         batches: inputs, with labels (not looked at) or without.
         size: of the vocabulary.
         how: a name of `WORD_SCORES`.
+        keep: the words that are there; None: all. Without the others, samples are scored as they are then.
         seed: where the score draws random numbers.
     Returns:
         (size,) float32.
@@ -48,7 +59,10 @@ def score_words(model: nn.Module, batches: Iterable[Any], size: int, how: str = 
     tensor([2., 1., 0.])
     """
     generator = torch.Generator().manual_seed(seed)
-    return WORD_SCORES[how](model, (_checked(batch) for batch in batches), size, generator).float()
+    kept = None if keep is None else tuple(keep)
+    samples = (_checked(batch) for batch in batches)
+    pairs = ((x, x if kept is None else _only(x, kept, size)) for x in samples)
+    return WORD_SCORES[how](model, pairs, size, generator).float()
 
 
 def keep_best(scores: Tensor, n: int, always: Iterable[int] = ()) -> tuple[int, ...]:
@@ -63,56 +77,78 @@ def keep_best(scores: Tensor, n: int, always: Iterable[int] = ()) -> tuple[int, 
 
 
 def plan_words(
-    model: nn.Module, batches: Iterable[Any], size: int, n: int, how: str = "kl", *, seed: int = 0
+    model: nn.Module, batches: Iterable[Any], size: int, n: int, how: str = "kl", *, n_rounds: int = 1, seed: int = 0
 ) -> tuple[Plan, tuple[int, ...]]:
     """Plan to keep the n words of a vocabulary that score best; of token numbers, 0 and 1 stay in any case.
 
+    Args:
+        n_rounds: how many times to score, each time without the words that are gone by then, so that of several words
+            that could each be missed, not all go. Every round drops the same fraction.
     Returns:
         the plan, and the sorted numbers that stay (see `secateur.data.Words.restrict`, `renumbered`).
     Raises:
         PlanError: the model does not read columns or token numbers in one place.
     """
-    rest = iter(batches)
-    x = _checked(next(rest))
-    always = () if x.is_floating_point() else (PAD, UNKNOWN)
-    scores = score_words(model, chain([x], rest), size, how, seed=seed)
-    keep = keep_best(scores, max(n, len(always)), always)
-    return plan_boundary(model, x[:2], "inputs" if x.is_floating_point() else "vocabulary", keep), keep
+    samples = [_checked(batch) for batch in batches]
+    is_columns = samples[0].is_floating_point()
+    always = () if is_columns else (PAD, UNKNOWN)
+    keep = tuple(range(size))
+    for i in range(1, n_rounds + 1):
+        scores = score_words(model, samples, size, how, keep=keep, seed=seed)
+        gone = sorted({*range(size)} - {*keep})
+        scores[gone] = -torch.inf
+        n_left = n if i == n_rounds else round(size * (n / size) ** (i / n_rounds))
+        keep = keep_best(scores, max(n_left, len(always)), always)
+    return plan_boundary(model, samples[0][:2], "inputs" if is_columns else "vocabulary", keep), keep
+
+
+def _only(x: Tensor, keep: Iterable[int], size: int) -> Tensor:
+    """The samples without any word that isn't in `keep`."""
+    is_kept = torch.zeros(size, dtype=torch.bool, device=x.device)
+    is_kept[list(keep)] = True
+    return x * is_kept if x.is_floating_point() else torch.where(is_kept[x], x, UNKNOWN)
 
 
 @WORD_SCORES.register("random")
-def random_scores(model: nn.Module, batches: Iterable[Tensor], size: int, generator: torch.Generator) -> Tensor:
+def random_scores(model: nn.Module, batches: Iterable[Pair], size: int, generator: torch.Generator) -> Tensor:
     """Score words by uniform random numbers: the baseline."""
     return torch.rand(size, generator=generator)
 
 
 @WORD_SCORES.register("frequency")
-def frequency_scores(model: nn.Module, batches: Iterable[Tensor], size: int, generator: torch.Generator) -> Tensor:
+def frequency_scores(model: nn.Module, batches: Iterable[Pair], size: int, generator: torch.Generator) -> Tensor:
     """score[w] = number of samples that word w occurs in."""
-    return sum((torch.bincount(_occurrences(x)[1], minlength=size) for x in batches), torch.zeros(size))
+    return sum((torch.bincount(_occurrences(x)[1], minlength=size) for _, x in batches), torch.zeros(size))
 
 
 @WORD_SCORES.register("kl")
-def kl_scores(model: nn.Module, batches: Iterable[Tensor], size: int, generator: torch.Generator) -> Tensor:
+def kl_scores(model: nn.Module, batches: Iterable[Pair], size: int, generator: torch.Generator) -> Tensor:
     """score[w] = mean over samples x of KL(p(. | x) || p(. | x without w)), in nats: exact.
 
-    Only samples that hold the word change, so this takes one forward per distinct word of each sample, not one per word
-    of the vocabulary. Without a word, its column is 0, or its places hold `UNKNOWN`.
+    Only samples that hold the word change: this takes one forward per distinct word of each sample, not one per word of
+    the vocabulary. Without a word, its column is 0, or its places hold `UNKNOWN`. Where words are gone already, it is
+    what the divergence from the whole sample's prediction rises by, and may be negative.
     """
     total, n_samples = torch.zeros(size, dtype=torch.float64), 0
     with plain_forward(model):
-        for x in batches:
+        for x, left in batches:
             full = predictions(model(x)).flatten(1)
-            rows, words = _occurrences(x)
+            so_far = _divergence(full, predictions(model(left)).flatten(1))
+            rows, words = _occurrences(left)
             for row, word in zip(torch.split(rows, CHUNK), torch.split(words, CHUNK), strict=True):
-                other = predictions(model(_without(x[row], word))).flatten(1)
-                total.index_add_(0, word.cpu(), (full[row].exp() * (full[row] - other)).sum(1).cpu())
+                other = predictions(model(_without(left[row], word))).flatten(1)
+                total.index_add_(0, word.cpu(), (_divergence(full[row], other) - so_far[row]).cpu())
             n_samples += len(x)
-    return (total / max(n_samples, 1)).clamp(min=0)
+    return total / max(n_samples, 1)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) per sample."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 @WORD_SCORES.register("kl_fisher")
-def fisher_word_scores(model: nn.Module, batches: Iterable[Tensor], size: int, generator: torch.Generator) -> Tensor:
+def fisher_word_scores(model: nn.Module, batches: Iterable[Pair], size: int, generator: torch.Generator) -> Tensor:
     """score[w] = 1/2 * mean over samples n of gamma[n, w]^2: the KL divergence to second order, from one pass.
 
     gamma[n, w] is the derivative of -log p(y_n | x_n) by a factor on word w of sample n, with y_n drawn from the
@@ -120,7 +156,7 @@ def fisher_word_scores(model: nn.Module, batches: Iterable[Tensor], size: int, g
     times gradient (compare `secateur.criteria.kl_fisher`).
     """
     total, n_samples = torch.zeros(size, dtype=torch.float64), 0
-    for x in batches:
+    for _, x in batches:
         with plain_forward(model), torch.enable_grad():
             logits, values = _with_values(model, x)
             log_p = logits.flatten(1).log_softmax(1)

@@ -37,6 +37,7 @@ class KLDABudget:
         n_clusters: components that stay; None keeps all.
         criterion: of hidden units, a registered name ("kl", "kl_fisher", "random", "l2", …).
         word_score: of columns, a name of `secateur.vocabulary.WORD_SCORES`.
+        n_rounds: how many times columns are scored, each time without those that are gone by then.
         epochs: of fitting the smaller model's assignments to the dense ones afterwards, without labels; 0 leaves it.
         lr: learning rate of that.
         n_calibration: samples that hidden units are scored on.
@@ -48,6 +49,7 @@ class KLDABudget:
     n_clusters: int | None = None
     criterion: str = "kl"
     word_score: str = "kl"
+    n_rounds: int = 1
     epochs: int = 10
     lr: float = 1e-3
     n_calibration: int = 1024
@@ -108,8 +110,15 @@ class _Work:
 
     def keep_columns(self, n: int) -> tuple[int, ...]:
         """Keep the n columns that the assignments need most; say which."""
-        rows, size = Rows(self.x).batches(), self.x.shape[1]
-        made, keep = plan_words(self.small.network_, rows, size, n, self.budget.word_score, seed=self.budget.seed)
+        made, keep = plan_words(
+            self.small.network_,
+            Rows(self.x).batches(),
+            self.x.shape[1],
+            n,
+            self.budget.word_score,
+            n_rounds=self.budget.n_rounds,
+            seed=self.budget.seed,
+        )
         self.apply(made)
         return keep
 
