@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.coding.base import CODINGS, Coding
-from secateur.coding.bits import pack_bits, unpack_bits
+from secateur.coding.codes import pack_codes, unpack_codes
 from secateur.errors import ConfigError, FileError
 
 
@@ -22,7 +22,7 @@ class Mask(Coding):
     >>> mask(torch.tensor([1.0, 2.0, 3.0]))
     tensor([1., 0., 3.])
     >>> mask.pack(torch.tensor([1.0, 0.0, 3.0]))
-    {'bits': tensor([160], dtype=torch.uint8), 'values': tensor([1., 3.])}
+    {'codes': tensor([160], dtype=torch.uint8), 'values': tensor([1., 3.])}
     """
 
     kind: ClassVar[str] = "mask"
@@ -48,16 +48,16 @@ class Mask(Coding):
         return cls(torch.ones(weight.shape, dtype=torch.bool, device=weight.device))
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
-        """bits: uint8, 8 weights each, the first in the highest bit. values: those that are not zero, in order."""
+        """codes or entropy: which weights are not zero, see `pack_codes`. values: these, in order."""
         kept = weight != 0
-        return {"bits": pack_bits(kept.flatten(), 1), "values": weight[kept]}
+        return {**pack_codes(kept.flatten(), 2), "values": weight[kept]}
 
     def unpack(self, packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         """Put the values back in their places; the mask becomes those places."""
-        if packed.keys() != {"bits", "values"}:
-            raise FileError(f"A mask is stored as 'bits' and 'values', not as {sorted(packed)}. Restore the file.")
+        if packed.keys() - {"codes", "entropy"} != {"values"}:
+            raise FileError(f"A mask is stored as 'codes' and 'values', not as {sorted(packed)}. Restore the file.")
         values = packed["values"]
-        kept = unpack_bits(packed["bits"], 1, math.prod(shape)).bool().reshape(shape)
+        kept = unpack_codes(packed, 2, math.prod(shape)).bool().reshape(shape)
         if values.ndim != 1 or int(kept.sum()) != len(values):
             raise FileError(f"A mask keeps {int(kept.sum())} weights, but {tuple(values.shape)} values are stored.")
         self.mask = kept.to(self.mask.device)

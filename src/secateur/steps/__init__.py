@@ -7,6 +7,7 @@ from secateur.steps.base import FORMS, STEPS, Context, Done, Step
 from secateur.steps.drop import Drop
 from secateur.steps.factorize import Factorize
 from secateur.steps.finetune import Distill, Finetune
+from secateur.steps.mix import Mix
 from secateur.steps.prune import Prune
 from secateur.steps.quantize import Quantize
 from secateur.steps.share import Share
@@ -22,6 +23,7 @@ __all__ = [
     "Drop",
     "Factorize",
     "Finetune",
+    "Mix",
     "Prune",
     "Quantize",
     "Share",

@@ -54,6 +54,7 @@ class Quantize:
     bits: int = 8  # of symmetric and affine: 2 to 8
     granularity: str = "per_channel"  # or per_tensor (element-wise), or "per_group?group_size=64"
     calibration: str = "mse"  # of the range of symmetric and affine: minmax, percentile, mse or kl
+    bits_by: dict[str, int] = field(default_factory=dict)  # fnmatch pattern on fqn → bits of those layers
     ends_bits: int | None = None  # of the first and the last layer, which are symmetric then; None: as the others
     gptq: bool = False  # each column makes up for the error of those before it; needs calibration data
     damping: float = 0.01  # of gptq, as a fraction of the inputs' mean square
@@ -64,8 +65,8 @@ class Quantize:
         if not issubclass(CODINGS[self.method], Quantizer):
             raise ConfigError(f"method='{self.method}' is no quantizer.")
         check_bits(self.bits)
-        if self.ends_bits is not None:
-            check_bits(self.ends_bits)
+        for bits in (*self.bits_by.values(), *([] if self.ends_bits is None else [self.ends_bits])):
+            check_bits(bits)
         make(GRANULARITIES, self.granularity)
         make(CALIBRATIONS, self.calibration)
         if not self.damping > 0:
@@ -162,7 +163,8 @@ class _Run:
             if reason:
                 self.skipped.append((key, reason))
             elif axis is not None:
-                found[key] = _Target(key, axis, self.step)
+                bits = next((n for pattern, n in self.step.bits_by.items() if fnmatch(fqn, pattern)), self.step.bits)
+                found[key] = _Target(key, axis, dataclasses.replace(self.step, bits=bits))
         if self.step.ends_bits is not None and found:
             ends = dataclasses.replace(self.step, method=Symmetric.kind, bits=self.step.ends_bits)
             found |= {key: dataclasses.replace(found[key], step=ends) for key in (next(iter(found)), list(found)[-1])}
