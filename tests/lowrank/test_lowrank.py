@@ -291,6 +291,8 @@ def test_settings_and_edits_are_checked() -> None:
         Factors({"x": ("svd", (1,))}).replay(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(PlanError, match="ReLU is no layer for it"):
         Factors({"0": ("svd", (1,))}).replay(nn.Sequential(nn.ReLU()))
+    with pytest.raises(PlanError, match="no such rank"):
+        Factors({"0": ("svd", (10**9,))}).replay(nn.Sequential(nn.Linear(2, 2)))
     text = Edits().then(Factors({"0": ("svd", (1,))})).to_json()
     for bad in (text.replace("svd", "qr"), text.replace('"rank"', '"ranks"'), text.replace("  1\n", "  -1\n")):
         assert bad != text

@@ -22,6 +22,8 @@ Shape = Sequence[int]
 Level = tuple[Rank, float]
 """A rank, and the squared error that it leaves as a fraction of the whole."""
 
+_SWEEPS = 60  # of alternating least squares
+_TRIAL_SWEEPS = 12  # to see what a rank is worth
 _DAMPING = 1e-6  # of a Gram matrix: enough to tell directions that the data never shows by their weights
 
 
@@ -242,7 +244,6 @@ class _Alternating:
     """Outer products found by alternating least squares, from singular vectors, anew for each rank."""
 
     kernel: Tensor
-    sweeps: int = 60
 
     def levels(self) -> list[Level]:
         whole = float(self.kernel.square().sum()) or 1.0
@@ -250,20 +251,22 @@ class _Alternating:
         most = self.kernel[0].numel() // (o + i + math.prod(self.kernel.shape[3:]))  # beyond, nothing is saved
         found: list[Level] = []
         for rank in sorted({max(1, round(most * part / 8)) for part in range(1, 9)}) if most else ():
-            rest = self.kernel - Cp().product(self.factors((rank,)))
+            rest = self.kernel - Cp().product(self._fit(rank, _TRIAL_SWEEPS))
             error = float(rest.square().sum()) / whole
             if not found or error < found[-1][1]:
                 found.append(((rank,), error))
         return found
 
     def factors(self, rank: Rank) -> list[Tensor]:
+        return self._fit(rank[0], _SWEEPS)
+
+    def _fit(self, rank: int, n_sweeps: int) -> list[Tensor]:
         tensor = self.kernel.flatten(3)
-        modes = [self._start(tensor, axis, rank[0]) for axis in (1, 2, 3)]
-        for _ in range(self.sweeps):
-            for at, letters in enumerate(("gbr,gcr->gabc", "gar,gcr->gabc", "gar,gbr->gabc")):
+        modes = [self._start(tensor, axis, rank) for axis in (1, 2, 3)]
+        for _ in range(n_sweeps):
+            for at, terms in enumerate(("gabc,gbr,gcr->gar", "gabc,gar,gcr->gbr", "gabc,gar,gbr->gcr")):
                 a, b = (mode for j, mode in enumerate(modes) if j != at)
-                terms, _, _ = letters.partition("->")
-                seen = torch.einsum(f"gabc,{terms}->g{'abc'[at]}r", tensor, a, b)
+                seen = torch.einsum(terms, tensor, a, b)
                 modes[at] = torch.linalg.solve(damped((a.mT @ a) * (b.mT @ b), 1e-12), seen.mT).mT
         norms = [mode.norm(dim=1, keepdim=True).clamp(min=torch.finfo(tensor.dtype).tiny) for mode in modes]
         scale = torch.stack(norms).log().mean(0).exp()
@@ -273,7 +276,7 @@ class _Alternating:
         ins, window = ins.mT, window.mT
         return [
             ins.reshape(*ins.shape, *ones),
-            window.reshape(g, rank[0], 1, *size),
+            window.reshape(g, rank, 1, *size),
             outs.reshape(*outs.shape, *ones),
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,26 @@ class _Geometry:
     dilation: tuple[int, ...]
     padding_mode: str
 
+    def along(self, axes: range) -> _Geometry:
+        """The moves along some axes, and none along the others."""
+
+        def only(numbers: tuple[int, ...], still: int) -> tuple[int, ...]:
+            return tuple(n if a in axes else still for a, n in enumerate(numbers))
+
+        mode = self.padding_mode if len(axes) else "zeros"
+        return _Geometry(only(self.stride, 1), only(self.padding, 0), only(self.dilation, 1), mode)
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Geometry]) -> _Geometry:
+        """Undo `along`, of which each axis has one."""
+
+        def largest(numbers: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+            return tuple(map(max, zip(*numbers, strict=True)))
+
+        mode = next((part.padding_mode for part in parts if part.padding_mode != "zeros"), "zeros")
+        strides, paddings, dilations = ([getattr(p, n) for p in parts] for n in ("stride", "padding", "dilation"))
+        return cls(largest(strides), largest(paddings), largest(dilations), mode)
+
 
 class Factored(nn.Sequential):
     """A layer as a chain of thinner ones; `merged` is the one layer again.
@@ -69,7 +89,7 @@ class Factored(nn.Sequential):
         kernel = kernel_of(layer)
         maker = FORMS[form]()
         fault = fault_of(layer) or maker.fault(kernel.shape)
-        if fault or not all(isinstance(r, int) and r > 0 for r in rank):
+        if fault or not all(0 < r <= max(kernel[0].shape[0], kernel[0, 0].numel()) for r in rank):
             raise PlanError(
                 f"A layer {tuple(kernel.shape)} can't be '{form}' of rank {rank}: {fault or 'no such rank'}."
             )
@@ -104,18 +124,8 @@ class Factored(nn.Sequential):
         if isinstance(last, nn.Linear):
             layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], last.bias is not None, device="meta")
         else:
-            moves = [_geometry(part) for part in self]
-            padding_mode = next((m.padding_mode for m in moves if m.padding_mode != "zeros"), "zeros")
-            layer = _convolution(
-                weight.shape,
-                _Geometry(
-                    tuple(map(max, zip(*(m.stride for m in moves), strict=True))),
-                    tuple(map(max, zip(*(m.padding for m in moves), strict=True))),
-                    tuple(map(max, zip(*(m.dilation for m in moves), strict=True))),
-                    padding_mode,
-                ),
-                groups=_groups(self[0]),
-            )
+            geometry = _Geometry.joined([_geometry(part) for part in self])
+            layer = _convolution(weight.shape, geometry, groups=_groups(self[0]))
         layer.weight = nn.Parameter(weight, _weight(last).requires_grad)
         layer.register_parameter("bias", last.bias)  # type: ignore[arg-type]
         return layer.train(self.training)
@@ -128,15 +138,8 @@ def _part(layer: nn.Module, shape: tuple[int, ...], ins: int, axes: range, geome
         part: nn.Module = nn.Linear(shape[2], shape[1], bias=False, device="meta")
         shape = shape[1:]
     else:
-        n_axes = len(geometry.stride)
-        along = _Geometry(
-            tuple(geometry.stride[a] if a in axes else 1 for a in range(n_axes)),
-            tuple(geometry.padding[a] if a in axes else 0 for a in range(n_axes)),
-            tuple(geometry.dilation[a] if a in axes else 1 for a in range(n_axes)),
-            geometry.padding_mode if len(axes) else "zeros",
-        )
         shape = (shape[0] * shape[1], *shape[2:])
-        part = _convolution(shape, along, groups=groups * ins // shape[1])
+        part = _convolution(shape, geometry.along(axes), groups=groups * ins // shape[1])
     zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
     part.weight = nn.Parameter(zeros, weight.requires_grad)
     return part
