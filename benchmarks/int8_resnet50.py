@@ -43,7 +43,7 @@ def main() -> None:
                 small = Path(folder) / f"{name}-int8.onnx"
                 written = export_int8(model, small, x, [x, torch.randn_like(x)])
                 full = secateur.export(model, Path(folder) / f"{name}.onnx", x).path
-            macs = secateur.trace(model, x).cost().macs
+                macs = secateur.trace(model, x).cost().macs
             for numbers, file in (("float32", full), ("int8", small)):
                 calls.append(onnx_call(file, written.inputs, x))
                 rows.append({"network": name, "numbers": numbers, "MACs": macs, "bytes": file.stat().st_size})

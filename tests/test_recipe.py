@@ -135,7 +135,7 @@ def test_recipes_with_steps_come_back_from_their_text(steps: tuple[Step, ...]) -
 @pytest.mark.parametrize(
     ("steps", "what"),
     [
-        ('[[steps]]\nstep = "melt"\n', "No step 'melt'. Known: activate, drop, factorize, finetune, prune,"),
+        ('[[steps]]\nstep = "melt"\n', "No step 'melt'. Known: activate, drop, factorize, finetune, mix, prune,"),
         ("[[steps]]\nbits = 4\n", 'must be a section [[steps]] with a name: step = "prune"'),
         ('[[steps]]\nstep = "quantize"\nbit = 4\n', "[steps.quantize] has an unknown key 'bit'. Did you mean 'bits'?"),
         (
