@@ -1,4 +1,4 @@
-"""Calibrating a network block by block, so that what one block gives is all that is in memory of the calibration data.
+"""Calibrating a network block by block, so that beside the data only what one block gives for it is in memory.
 
 A network of n blocks in a row is run n times, and costs little more than one forward: in the i-th run, the blocks
 before i hand on what block i - 1 gave, and the run ends behind block i. All code of the network around its blocks runs,

@@ -14,7 +14,7 @@ from secateur.coding import Code, Mask, attach_, codable, codings_of
 from secateur.criteria import collect_gradients, cross_entropy
 from secateur.criteria.samples import inputs_of
 from secateur.errors import ConfigError, DataError, GroupError
-from secateur.layers import Layer, layers_of, sum_over_inputs
+from secateur.layers import Layer, Rows, layers_of, sum_over_inputs
 from secateur.planning import Loss
 from secateur.sparsity import SCOPES, SCORES, Choice, make_pattern
 from secateur.sparsity.choice import count_units
@@ -110,10 +110,12 @@ class _Run:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     added: dict[str, Mask] = field(default_factory=dict)
 
-    def done(self) -> Done:
+    def __post_init__(self) -> None:
         self.pattern, self.score = make_pattern(self.step.pattern), make(SCORES, self.step.score)
         self.scope = make(SCOPES, self.step.scope or self.score.scope)
         self._find_layers()
+
+    def done(self) -> Done:
         blocks: list[str] = []
         batches: list[Inputs] = []
         if self.score.of_inputs is not None:
@@ -175,25 +177,26 @@ class _Run:
     def _seen(self, batches: list[Inputs], blocks: list[str]) -> Iterator[tuple[Layer, Tensor | None]]:
         """Each layer with what the score needs of it; the layer may be changed before the next one is asked for."""
         if self.score.of_inputs is not None:
-            left = dict(self.layers)
-            for stage in stages(self.model, batches, blocks):
-                inside = [f"{fqn}." for fqn in ([stage.fqn] if stage.fqn else blocks)]
-                here = {k: layer for k, layer in left.items() if k.startswith(tuple(inside)) == bool(stage.fqn)}
-                for key, seen in sum_over_inputs(here, stage.run, self.score.of_inputs).items():
-                    if not torch.isfinite(seen).all():
-                        raise GroupError(f"What '{key}' reads holds NaN or Inf. Check the calibration data.")
-                    yield left.pop(key), seen
-            for key in left:
-                del self.layers[key]
-                self.skipped.append((key, "the forward doesn't call its layer"))
-            return
-        gradients = self._gradients() if self.score.needs_gradient else {}
-        for key, layer in self.layers.items():
-            yield layer, layer.matrix(gradients[key]) if gradients else None
+            yield from self._read(self.score.of_inputs, batches, blocks)
+        elif self.score.needs_gradient:
+            found = collect_gradients(self.model, self.context.calibration(), self.context.label_loss)
+            gradients = {key.replace("parametrizations.weight.original", "weight"): g for key, g in found.items()}
+            yield from ((layer, layer.matrix(gradients[key])) for key, layer in self.layers.items())
+        else:
+            yield from ((layer, None) for layer in self.layers.values())
 
-    def _gradients(self) -> dict[str, Tensor]:
-        found = collect_gradients(self.model, self.context.calibration(), self.context.label_loss)
-        return {key.replace("parametrizations.weight.original", "weight"): g for key, g in found.items()}
+    def _read(self, of: Rows, batches: list[Inputs], blocks: list[str]) -> Iterator[tuple[Layer, Tensor]]:
+        left = dict(self.layers)
+        for stage in stages(self.model, batches, blocks):
+            inside = tuple(f"{fqn}." for fqn in ([stage.fqn] if stage.fqn else blocks))
+            here = {key: layer for key, layer in left.items() if key.startswith(inside) == bool(stage.fqn)}
+            for key, seen in sum_over_inputs(here, stage.run, of).items():
+                if not torch.isfinite(seen).all():
+                    raise GroupError(f"What '{key}' reads holds NaN or Inf. Check the calibration data.")
+                yield left.pop(key), seen
+        for key in left:
+            del self.layers[key]
+            self.skipped.append((key, "the forward doesn't call its layer"))
 
     def _there(self, layer: Layer) -> Tensor:
         there = torch.ones_like(layer.weight, dtype=torch.bool)
