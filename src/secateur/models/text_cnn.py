@@ -15,6 +15,8 @@ from secateur.data.words import PAD
 from secateur.errors import ConfigError
 from secateur.models.catalog import MODELS
 
+INITIAL = 0.1  # largest value in a fresh word vector
+
 
 class TextCNN(nn.Module):
     """Embedding, convolutions of several widths side by side, the largest value of each over the text, norm, linear.
@@ -45,6 +47,8 @@ class TextCNN(nn.Module):
                 f" kernel_sizes={tuple(kernel_sizes)}: every number must be at least 1."
             )
         self.embedding = nn.Embedding(n_words, embed_dim, padding_idx=PAD)
+        with torch.no_grad():  # smaller than torch's normal ones, which drown what few texts can teach
+            self.embedding.weight[PAD + 1 :].uniform_(-INITIAL, INITIAL)
         self.convs = nn.ModuleList(nn.Conv1d(embed_dim, n_channels, k, padding=k // 2) for k in kernel_sizes)
         self.norm = nn.BatchNorm1d(n_channels * len(kernel_sizes))
         self.dropout = nn.Dropout(dropout)
