@@ -59,6 +59,7 @@ class OutputConfig:
     """Where the result goes."""
 
     folder: str | None = None  # of the saved model; --output comes first
+    is_compact: bool = False  # the fewest bytes: files are squeezed, which people can't read
 
 
 @dataclass(frozen=True, kw_only=True)

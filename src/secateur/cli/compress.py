@@ -98,6 +98,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, overwrite: bool, trust_source: b
         recipe=write_recipe(recipe),
         report=done.report.to_dict(),
         overwrite=overwrite,
+        is_compact=recipe.output.is_compact,
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
     return done

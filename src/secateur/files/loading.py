@@ -65,10 +65,11 @@ def open_folder(folder: str | os.PathLike[str], build: Build | None = None, *, t
     manifest = read_manifest(root)
     for name, entry in manifest.files.items():
         check_file(root / name, entry)
-    tensors = read_tensors(root / WEIGHTS)
+    place = {name: root / stored for name, stored in manifest.names.items()}
+    tensors = read_tensors(place[WEIGHTS])
     state = _state(root, manifest, tensors)
     n_numbers = sum(t.numel() * (8 if t.dtype == torch.uint8 else 1) for t in tensors.values())  # codes are packed
-    edits = _read_edits(root / PLAN, n_numbers)
+    edits = _read_edits(place[PLAN], n_numbers)
     check_spec(manifest.fingerprint.inputs)
     with torch.random.fork_rng():
         dense = _build(root, manifest, build, trust_source=trust_source, n_numbers=n_numbers)
@@ -77,14 +78,14 @@ def open_folder(folder: str | os.PathLike[str], build: Build | None = None, *, t
         small = edits.replay(dense)
     except (PlanError, ConfigError, RegistryError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FileError(f"The plan in '{root}' does not fit the model of {origin}: {error}") from error
-    model = fill(small, state, str(root / WEIGHTS)).eval()
+    model = fill(small, state, str(place[WEIGHTS])).eval()
     _check_fingerprint(model, manifest, root, origin)
     return Saved(
         model,
         edits,
         manifest,
-        recipe=read_text(root / RECIPE) if RECIPE in manifest.files else None,
-        report=_json(root / REPORT) if REPORT in manifest.files else None,
+        recipe=read_text(place[RECIPE]) if RECIPE in place else None,
+        report=_json(place[REPORT]) if REPORT in place else None,
     )
 
 

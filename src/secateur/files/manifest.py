@@ -15,6 +15,7 @@ from typing import Any
 
 from secateur.errors import FileError
 from secateur.files.atomic import is_regular
+from secateur.files.compact import SUFFIX, read_bytes
 from secateur.files.decode import DecodeError, decode
 from secateur.files.fingerprint import Fingerprint
 
@@ -62,6 +63,11 @@ class Manifest:
     files: dict[str, FileEntry]
     fingerprint: Fingerprint
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The files as they are called in the folder, by the name of their plain form."""
+        return {name.removesuffix(SUFFIX): name for name in self.files}
+
     def to_json(self) -> str:
         """One JSON text, the same for the same manifest."""
         body = {"kind": KIND, "schema": SCHEMA, **asdict(self)}
@@ -97,9 +103,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest: Manifest = decode(Manifest, {k: v for k, v in data.items() if k not in ("kind", "schema")}, "")
     except (DecodeError, ValueError, RecursionError) as error:
         raise FileError(f"'{path}' can't be read: {error}. {_RESTORE}") from error
-    if missing := [name for name in REQUIRED if name not in manifest.files]:
+    if missing := [name for name in REQUIRED if name not in manifest.names]:
         raise FileError(f"'{path}' lists no {missing[0]}. {_RESTORE}")
-    if strange := [name for name in manifest.files if name not in REQUIRED + OPTIONAL]:
+    if strange := [name for name in manifest.files if name.removesuffix(SUFFIX) not in REQUIRED + OPTIONAL]:
         raise FileError(f"'{path}' lists {strange[0]!r}, which is no file of a saved model. Don't load it.")
     return manifest
 
@@ -112,14 +118,14 @@ def _seal(body: dict[str, Any]) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file of at most 64 MiB that is a plain file."""
+    """Read a UTF-8 file of at most 64 MiB that is a plain file, squeezed or not."""
     check_regular(path)
     if (size := path.stat().st_size) > MAX_TEXT_BYTES:
         raise FileError(
             f"'{path}' has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are read. It is not one of Secateur's."
         )
     try:
-        return path.read_bytes().decode()
+        return read_bytes(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"'{path}' can't be read: {error}. {_RESTORE}.") from error
 

@@ -17,6 +17,7 @@ from secateur.coding import Code, codings_of
 from secateur.edits import Edit, Edits, Prune
 from secateur.errors import FileError, SecateurError
 from secateur.files.atomic import new_folder
+from secateur.files.compact import SUFFIX, squeeze
 from secateur.files.fingerprint import Fingerprint, cast_spec, check_spec, take_fingerprint
 from secateur.files.manifest import MANIFEST, OPTIONAL, PLAN, RECIPE, REPORT, REQUIRED, WEIGHTS, Manifest, entry_of
 from secateur.files.state import State, fill, state_of, write_tensors
@@ -36,6 +37,7 @@ def save(
     report: Mapping[str, Any] | None = None,
     inputs: Inputs | None = None,
     overwrite: bool = False,
+    is_compact: bool = False,
 ) -> Path:
     """Save a pruned model: weights, plan, and a fingerprint of what it computes. No pickle, no code.
 
@@ -46,6 +48,8 @@ def save(
         source: how to build that architecture, such as "torchvision:resnet18"; it is built once to see that it fits.
         recipe, report: TOML text and JSON data to keep along.
         inputs: example inputs for the fingerprint; only shapes and dtypes are kept. By default the plan's.
+        overwrite: put it in place of a model that was saved there.
+        is_compact: the fewest bytes: files are squeezed by LZMA, which people can't read and large models wait for.
     Returns:
         The folder.
     Raises:
@@ -74,9 +78,10 @@ def save(
     if report is not None:
         texts[REPORT] = json.dumps(report, indent=1, allow_nan=False) + "\n"
     with new_folder(target, overwrite=overwrite) as partial:
-        write_tensors(state, partial / WEIGHTS)
+        ending = SUFFIX if is_compact else ""
+        write_tensors(state, partial / f"{WEIGHTS}{ending}")
         for name, text in texts.items():
-            (partial / name).write_bytes(text.encode())
+            (partial / f"{name}{ending}").write_bytes(squeeze(text.encode()) if is_compact else text.encode())
         manifest = Manifest(
             secateur=__version__,
             source=source,
@@ -84,7 +89,7 @@ def save(
             dtype="+".join(state.dtypes),
             tied=state.tied,
             constants=state.constants,
-            files={name: entry_of(partial / name) for name in (WEIGHTS, *texts)},
+            files={path.name: entry_of(path) for path in sorted(partial.iterdir())},
             fingerprint=fingerprint,
         )
         (partial / MANIFEST).write_bytes(manifest.to_json().encode())
@@ -101,10 +106,10 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise FileError(f"'{target}' exists. Choose another folder, or overwrite it (overwrite=True, --force).")
     if target.is_symlink() or not target.is_dir():
         raise FileError(f"'{target}' is not a folder, so it isn't overwritten. Choose another place.")
-    found = {path.name for path in target.iterdir()}
+    found, names = {path.name for path in target.iterdir()}, (*REQUIRED, *OPTIONAL)
     if found and MANIFEST not in found:
         raise FileError(f"'{target}' is no saved model, so it isn't overwritten. Choose another folder.")
-    if strange := sorted(found - {MANIFEST, *REQUIRED, *OPTIONAL}):
+    if strange := sorted(found - {MANIFEST, *names, *(name + SUFFIX for name in names)}):
         raise FileError(
             f"'{target}' also holds '{strange[0]}', which Secateur did not write, so it isn't overwritten."
             " Move that away or choose another folder."

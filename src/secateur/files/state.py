@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.coding import pack_state, unpack_state
 from secateur.errors import FileError
+from secateur.files.compact import SUFFIX, narrow, read_bytes, squeeze, widen
 from secateur.tensors import copy_around, named_tensors
 
 
@@ -60,8 +61,11 @@ def state_of(model: nn.Module) -> State:
 
 
 def write_tensors(state: State, path: Path) -> None:
-    """Write a safetensors file and read its header back: a short write is an error here, not later."""
-    from safetensors.torch import save_file
+    """Write a safetensors file and read its header back: a short write is an error here, not later.
+
+    A path that ends in `.xz` gets the compact form (see `secateur.files.compact`).
+    """
+    from safetensors.torch import save, save_file
 
     storages: set[int] = set()
     flat: dict[str, Tensor] = {}
@@ -70,6 +74,9 @@ def write_tensors(state: State, path: Path) -> None:
         place = t.untyped_storage()._cdata
         flat[key] = t.clone() if place in storages else t  # views of one memory are stored as separate tensors
         storages.add(place)
+    if path.suffix == SUFFIX:
+        path.write_bytes(squeeze(save(narrow(flat))))
+        return
     try:
         save_file(flat, path)
         with safe_open(path, framework="pt") as file:
@@ -85,12 +92,16 @@ def _code(error: SafetensorError) -> int:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, without leaving it mapped.
+    """Read a safetensors file, compact or not, without leaving it mapped.
 
     Raises:
         FileError: it is not one, or not whole.
     """
+    from safetensors.torch import load
+
     try:
+        if path.suffix == SUFFIX:
+            return widen(load(read_bytes(path)))
         with safe_open(path, framework="pt", device="cpu") as file:
             return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, RuntimeError) as error:
