@@ -38,6 +38,7 @@ from secateur.steps import Distill, Finetune, Prune, Quantize, Round, Step
 from secateur.train import TrainConfig, fit_
 from secateur.train.augment import ShiftFlip
 
+CLASSES = tuple(map(str, range(10)))
 COLUMNS = ("model", "method", "seed", "accuracy", "drop points", "file bytes", "times", "folder bytes", "seconds")
 MEASURE = CompressConfig(measure=MeasureConfig(repeats=3, max_seconds=1.0))
 
@@ -62,7 +63,7 @@ def resnet_steps(seed: int, epochs: int, bits: int, kept: float) -> list[Step]:
         seed=seed,
     )
     return [
-        Prune(budget=Budget(macs=kept), prune=prune, compensate=CompensateConfig(reconstruct=None)),
+        Prune(budget=Budget(macs=kept, params=kept), prune=prune, compensate=CompensateConfig(reconstruct=None)),
         Quantize(bits=bits, ends_bits=6),
         Finetune(train=train, distill=Distill(weight=0.7, temperature=4.0)),
         Round(),
@@ -138,7 +139,10 @@ def resnet56(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     train = load_split(args.data, "train")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     splits = DataSplits(
-        train=train.subset(order[:-2000]), val=train.subset(order[-2000:]), test=load_split(args.data, "val")
+        train=train.subset(order[:-2000]),
+        val=train.subset(order[-2000:]),
+        test=load_split(args.data, "val"),
+        classes=CLASSES,
     )
     dense = load_weights("cifar_resnet56", args.weights)
     return [measured("cifar_resnet56", dense, splits, resnet_steps(seed, args.epochs, args.bits, args.kept), seed)]
@@ -150,9 +154,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with the .th file, for resnet56")
     parser.add_argument("--data", type=Path, help="CIFAR-10 as an npz file, for resnet56")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=4, help="of fine-tuning, for resnet56")
+    parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning, for resnet56")
     parser.add_argument("--bits", type=int, default=3, help="per weight, for resnet56")
-    parser.add_argument("--kept", type=float, default=0.5, help="fraction of MACs, for resnet56")
+    parser.add_argument("--kept", type=float, default=0.5, help="fraction of MACs and of parameters, for resnet56")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="smallest_file", help="name of the files in results/")
     args = parser.parse_args()

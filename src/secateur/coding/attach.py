@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from secateur.coding.base import Coding
+from secateur.coding.mask import Mask
 from secateur.errors import PlanError
 from secateur.surgery import copy_model
 from secateur.tensors import modules_of
@@ -82,12 +85,21 @@ def codings_of(model: nn.Module) -> dict[str, list[Coding]]:
 def settle_(model: nn.Module) -> None:
     """Give each free weight the value of its coded one: what is saved and loaded again is then all that there is.
 
-    The model computes the same, and criteria see the weights that count. Training moves on from there.
+    The model computes the same, and criteria see the weights that count. Training moves on from there. What a quantizer
+    above a mask rounds to zero is masked from then on.
     """
     with torch.no_grad():
         for module in model.modules():
             for name, free in _coded(module).items():
                 free.copy_(getattr(module, name))
+                tighten_([part for part in _stacks(module)[name].children() if isinstance(part, Coding)], free)
+
+
+def tighten_(stack: Sequence[Coding], weight: Tensor) -> None:
+    """Let the masks that lie below another coding keep what is not zero in the coded weight, and nothing else."""
+    for coding in stack[:-1]:
+        assert isinstance(coding, Mask)  # `attach_` lets nothing else lie below
+        coding.mask = (weight != 0).to(coding.mask.device)
 
 
 def bake_(model: nn.Module) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from secateur.coding.attach import codings_of
-from secateur.coding.base import Coding
-from secateur.coding.mask import Mask
+from secateur.coding.attach import codings_of, tighten_
 from secateur.errors import FileError
 
 SEPARATOR = "::"
@@ -56,16 +54,10 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, Te
             weight = stack[-1].unpack(parts[key], tuple(_find(model, free).shape))
         except FileError as error:
             raise FileError(f"'{key}' can't be unpacked: {error}") from error
-        _set_masks(stack, weight)
+        tighten_(stack, weight)
         for name in _own(model, key):
             tensors[name] = weight if name == free else _find(model, name)
     return tensors
-
-
-def _set_masks(stack: list[Coding], weight: Tensor) -> None:
-    for coding in stack[:-1]:
-        assert isinstance(coding, Mask)  # `attach_` lets nothing else lie below
-        coding.mask = (weight != 0).to(coding.mask.device)
 
 
 def _prefix(key: str) -> str:
