@@ -7,8 +7,8 @@ import secateur
 
 NAMES = """
 CRITERIA CompressConfig Compressed Criterion ExportReport Budget Global Graph OP_RULES Plan PruneConfig SecateurError
-Sparsify Uniform VerifyReport __version__ apply apply_ compensate_ compose compress export load plan save sparsify
-trace verify
+Sparsify Uniform VerifyReport __version__ apply apply_ bake compensate_ compose compress export load plan run_steps
+save sparsify trace verify
 """
 
 

@@ -20,7 +20,8 @@ from secateur.verification import VerifyReport, verify
 
 if TYPE_CHECKING:
     from secateur.compensation import compensate_
-    from secateur.compression import CompressConfig, Compressed, compress
+    from secateur.coding import bake
+    from secateur.compression import CompressConfig, Compressed, compress, run_steps
     from secateur.files import load, save
     from secateur.frameworks.export import ExportReport, export
     from secateur.steps.sparsify import Sparsify, sparsify
@@ -44,12 +45,14 @@ __all__ = [
     "__version__",
     "apply",
     "apply_",
+    "bake",
     "compensate_",
     "compose",
     "compress",
     "export",
     "load",
     "plan",
+    "run_steps",
     "save",
     "sparsify",
     "trace",
@@ -58,6 +61,8 @@ __all__ = [
 
 # What trains, stores and exports is imported when it is first asked for, so that `import secateur` stays quick.
 _LATER = {
+    "bake": "secateur.coding",
+    "run_steps": "secateur.compression",
     "CompressConfig": "secateur.compression",
     "Compressed": "secateur.compression",
     "ExportReport": "secateur.frameworks.export",
