@@ -19,8 +19,8 @@ from secateur.surgery import apply, apply_
 from secateur.verification import VerifyReport, verify
 
 if TYPE_CHECKING:
-    from secateur.compensation import compensate_
     from secateur.coding import bake
+    from secateur.compensation import compensate_
     from secateur.compression import CompressConfig, Compressed, compress, run_steps
     from secateur.files import load, save
     from secateur.frameworks.export import ExportReport, export
