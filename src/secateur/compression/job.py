@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from secateur.allocate import Budget
 from secateur.compression.config import CompressConfig, SplitConfig
 from secateur.compression.material import Material, check_weights, context_of, read_material
 from secateur.compression.meter import Meter, how_timed, measured
-from secateur.compression.report import CompressReport, versions
+from secateur.compression.report import CompressReport, Measured, versions
 from secateur.compression.search import Found, search_budget
 from secateur.edits import Edits
 from secateur.errors import ConfigError
@@ -92,32 +92,37 @@ def compress(
     config = config or (CompressConfig() if material.train is not None else CompressConfig.without_labels())
     context = context_of(material, model, config.calibration.n_samples, config.prune.seed, loss)
     context = replace(context, clock=clock, progress=progress)
-    is_tuned = config.finetune is not None and context.train is not None
     asked, searched = budget, None
     if budget.drop_points is not None:
         with clock.phase("search"):
             searched = _search(model, budget, metric or _validation_accuracy(material), context, config)
         budget = searched.budget
     done = _shrink(model, budget, context, config)
-    small, made = done.model, done.plan
-    meter = Meter(model, material, config.measure, context.inputs)
+    stages, pair = _tune_and_measure(done, context, config, Meter(model, material, config.measure, context.inputs))
+    report = _report(stages, done, pair, _facts(config, material, asked, clock), searched)
+    return Compressed(done.model, done.plan, report)
+
+
+def _tune_and_measure(
+    done: Shrunk, context: Context, config: CompressConfig, meter: Meter
+) -> tuple[dict[str, Measured | None], PairedLatency]:
+    """Fine-tune the small model in place where there are labels; every stage by name, and the times."""
+    dense, small, clock = context.dense, done.model, context.clock
     with clock.phase("evaluate dense and pruned"):
-        quality = {"dense": meter.quality(model), "pruned": meter.quality(small)}
-    if is_tuned:
-        assert config.finetune is not None
+        quality = {"dense": meter.quality(dense), "pruned": meter.quality(small)}
+    if config.finetune is not None and context.train is not None:
         with clock.phase("fine-tune"):
             tune_(small, context, config.finetune)
         with clock.phase("evaluate fine-tuned"):
             quality["finetuned"] = meter.quality(small)
     with clock.phase("time"):
         pair = meter.pair(small)  # pruned and fine-tuned run the same operations: one time stands for both
-    stages: dict[str, Any] = {"finetuned": None}
+    stages: dict[str, Measured | None] = {"finetuned": None}
     for name, found in quality.items():
-        is_dense = name == "dense"
-        cost, timed = (made.cost_before, pair.dense) if is_dense else (made.cost_after, pair.small)
-        stages[name] = measured(model if is_dense else small, cost.macs, found, timed)
-    report = _report(stages, done, pair, _facts(config, material, asked, clock), searched)
-    return Compressed(small, made, report)
+        before, after = (dense, done.plan.cost_before, pair.dense), (small, done.plan.cost_after, pair.small)
+        model, cost, timed = before if name == "dense" else after
+        stages[name] = measured(model, cost.macs, found, timed)
+    return stages, pair
 
 
 def _shrink(model: nn.Module, budget: Budget, context: Context, config: CompressConfig) -> Shrunk:
@@ -178,7 +183,7 @@ def _prediction(made: Plan, pair: PairedLatency) -> list[str]:
 
 
 def _report(
-    stages: dict[str, Any], done: Shrunk, pair: PairedLatency, facts: dict[str, Any], searched: Found | None
+    stages: Mapping[str, Any], done: Shrunk, pair: PairedLatency, facts: dict[str, Any], searched: Found | None
 ) -> CompressReport:
     made, proof = done.plan, done.proof
     return CompressReport(
