@@ -298,3 +298,16 @@ def test_settings_and_edits_are_checked() -> None:
         assert bad != text
         with pytest.raises(PlanError, match="not a list of edits"):
             Edits.from_json(bad)
+
+
+def test_code_that_reads_a_factored_weight_gets_the_whole_one() -> None:
+    """nn.TransformerEncoderLayer hands the weights of its layers to one kernel, where it may."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    x = torch.randn(2, 5, 8)
+    context = Context(dense=model, inputs=lambda n: x, calibration=lambda: [x])
+    small = Factorize(energy=0.6, is_aware=False).run(model, context).model
+    assert isinstance(small[0].linear1, Factored)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), merge(small)(x))
+    torch.testing.assert_close(small(x), merge(small)(x))  # with gradients: layer by layer

@@ -115,6 +115,16 @@ class Factored(nn.Sequential):
                     raise PlanError(f"A factor is {tuple(given.shape)}, the chain has {tuple(mine.shape)}.")
                 mine.copy_(given)
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the one layer, for code that reads it, as `nn.TransformerEncoderLayer` does to choose a path."""
+        return self.merged().weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the one layer."""
+        return self[-1].bias  # type: ignore[return-value]
+
     def merged(self) -> nn.Module:
         """One layer that computes what the chain computes, up to rounding."""
         factors = self.factors()
