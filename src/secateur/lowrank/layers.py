@@ -117,7 +117,7 @@ class Factored(nn.Sequential):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of the one layer, for code that reads it, as `nn.TransformerEncoderLayer` does to choose a path."""
+        """The weight of the one layer, for code that reads it, as `nn.TransformerEncoderLayer` does."""
         return self.merged().weight  # type: ignore[return-value]
 
     @property
