@@ -130,7 +130,7 @@ def run_steps(
         log.info("step %d of %d: %s", i + 1, len(steps), steps[i].name)
         start = time.perf_counter()
         inside = replace(context, checkpoint=None if store is None else store.inside(i))
-        current, edits, done = _carry_out(steps[i], current, edits, inside)
+        current, edits, done = carry_out(steps[i], current, edits, inside)
         seconds = time.perf_counter() - start
         reports.append(_step_report(steps[i].name, done, meter.measured(current)[0], seconds))
         if store is not None:
@@ -153,7 +153,8 @@ def run_steps(
     return Composed(current, edits, report)
 
 
-def _carry_out(step: Step, model: nn.Module, edits: Edits, context: Context) -> tuple[nn.Module, Edits, Done]:
+def carry_out(step: Step, model: nn.Module, edits: Edits, context: Context) -> tuple[nn.Module, Edits, Done]:
+    """One step on a copy of the model: what it gives, with the edits that lead there. Nothing is measured."""
     with context.clock.phase(step.name):
         done = step.run(model, context)
     settle_(done.model)

@@ -91,13 +91,15 @@ class Step(Protocol):
         name: in `STEPS` and in recipes.
         accepts: the forms (of `FORMS`) that weights may already have when it starts; plain ones it always takes.
         leaves: the forms that it adds.
-        needs_labels: it can't run on inputs alone.
+        needs_labels: it can't run on inputs alone; a property where that depends on the settings.
     """
 
     name: ClassVar[str]
     accepts: ClassVar[frozenset[str]]
     leaves: ClassVar[frozenset[str]]
-    needs_labels: ClassVar[bool]
+
+    @property
+    def needs_labels(self) -> bool: ...
 
     def run(self, model: nn.Module, context: Context) -> Done:
         """Carry the step out on a copy of the model."""

@@ -1,0 +1,251 @@
+"""Models with their data, as a comparison sees them: built at any width, trained on a cut, scored on its parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from secateur.compare.folds import Cut
+from secateur.data import ArrayDataset, DataSplits, ReadConfig, Words, channel_statistics, read_digits, read_texts
+from secateur.errors import FileError
+from secateur.measure import evaluate
+from secateur.models import digits_cnn, fruit_baskets, mlp, text_cnn
+from secateur.registry import Registry
+from secateur.steps import Finetune
+from secateur.train import TrainConfig, fit_
+
+FRUIT = "fruit"
+"""The toy of 29 texts that comes with Secateur, in place of a file."""
+
+
+class Task(Protocol):
+    """A subject on one cut of its samples with one seed."""
+
+    def build(self, scale: float) -> nn.Module:
+        """The architecture with fresh weights, its widths times `scale`."""
+        ...
+
+    def fit(self, scale: float) -> nn.Module:
+        """It, trained on the training part."""
+        ...
+
+    def splits(self, dense: nn.Module) -> DataSplits:
+        """What steps may read; where labels are no part of the task, what the dense network makes of the samples."""
+        ...
+
+    def score(self, model: nn.Module, part: str) -> dict[str, float]:
+        """Measures of quality on "train", "val" or "test"."""
+        ...
+
+    @property
+    def finetune(self) -> Finetune:
+        """The step that ends every cell."""
+        ...
+
+
+class Subject(Protocol):
+    """A frozen dataclass of settings.
+
+    Class attributes:
+        measure: of those that `Task.score` gives, the one that cells are compared by. Larger = better.
+    """
+
+    measure: ClassVar[str]
+
+    def labels(self) -> Tensor:
+        """(N,) classes of all samples."""
+        ...
+
+    def task(self, cut: Cut, seed: int) -> Task:
+        """The samples cut, and whatever is learnt from the training part alone (vocabulary, mean)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A text that changes with the samples."""
+        ...
+
+
+SUBJECTS: Registry[str, type[Subject]] = Registry("model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A task of a classifier, trained by cross-entropy."""
+
+    data: DataSplits
+    make: Callable[[float], nn.Module]
+    train: TrainConfig
+    finetune: Finetune
+
+    def build(self, scale: float) -> nn.Module:
+        """`make`, from a seed of its own."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            return self.make(scale)
+
+    def fit(self, scale: float) -> nn.Module:
+        """Train on the training part; where `patience` is set, the validation part stops it."""
+        model = self.build(scale)
+        fit_(model, self.data.train, self.data.val, self.train, progress=False)
+        return model.cpu().eval()
+
+    def splits(self, dense: nn.Module) -> DataSplits:
+        """The samples with their labels."""
+        return self.data
+
+    def score(self, model: nn.Module, part: str) -> dict[str, float]:
+        """Accuracy, and macro precision, recall and F1."""
+        found = evaluate(model, self.data.parts()[part])
+        return {name: getattr(found, name) for name in ("accuracy", "precision", "recall", "f1")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a subject is trained, and how it is fine-tuned at the end of every cell."""
+
+    epochs: int = 20
+    finetune_epochs: int = 4
+    batch_size: int = 64
+    lr: float = 3e-3
+    patience: int | None = None  # stop training after so many epochs without a new lowest validation loss
+
+    def config(self, seed: int) -> TrainConfig:
+        """Of the training from nothing."""
+        return TrainConfig(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, patience=self.patience, seed=seed
+        )
+
+    def tuning(self, seed: int) -> TrainConfig:
+        """Of the fine-tuning: all epochs, whatever the cell is."""
+        return TrainConfig(epochs=self.finetune_epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
+
+    def learner(self, data: DataSplits, make: Callable[[float], nn.Module], seed: int) -> Classification:
+        """The task that these settings make of samples."""
+        return Classification(data=data, make=make, train=self.config(seed), finetune=Finetune(train=self.tuning(seed)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Digits(Trained):
+    """A network on scikit-learn's digits."""
+
+    measure: ClassVar[str] = "accuracy"
+
+    def labels(self) -> Tensor:
+        """(1797,) the digits."""
+        return _digits()[1]
+
+    def fingerprint(self) -> str:
+        """They come with scikit-learn and do not change."""
+        return "digits"
+
+    def cut(self, cut: Cut) -> DataSplits:
+        """Normalised by the training part's mean and standard deviation."""
+        x, y = _digits()
+        mean, std = channel_statistics(x[cut.train])
+        train, val, test = (ArrayDataset(x[i], y[i], mean=mean, std=std) for i in (cut.train, cut.val, cut.test))
+        return DataSplits(train, val, test, tuple(map(str, range(10))))
+
+
+@SUBJECTS.register("digits_cnn")
+@dataclass(frozen=True, kw_only=True)
+class DigitsCNNSubject(_Digits):
+    """The residual CNN on scikit-learn's digits."""
+
+    width: int = 16
+
+    def task(self, cut: Cut, seed: int) -> Task:
+        """See `Subject`."""
+        return self.learner(self.cut(cut), lambda scale: digits_cnn(width=scaled(self.width, scale)), seed)
+
+
+@SUBJECTS.register("digits_mlp")
+@dataclass(frozen=True, kw_only=True)
+class DigitsMLPSubject(_Digits):
+    """A multilayer perceptron on scikit-learn's digits. Hidden layers that give what they take can be dropped."""
+
+    width: int = 64
+    n_hidden: int = 3
+
+    def task(self, cut: Cut, seed: int) -> Task:
+        """See `Subject`."""
+        return self.learner(self.cut(cut), lambda scale: mlp(64, (scaled(self.width, scale),) * self.n_hidden), seed)
+
+
+@SUBJECTS.register("text_cnn")
+@dataclass(frozen=True, kw_only=True)
+class TextCNNSubject(Trained):
+    """`TextCNN` on texts, with the words of the training part."""
+
+    measure: ClassVar[str] = "accuracy"
+
+    data: str = FRUIT  # or a .csv or .csv.gz file of texts and labels
+    epochs: int = 30
+    batch_size: int = 16
+    embed_dim: int = 32
+    n_channels: int = 32
+    kernel_sizes: tuple[int, ...] = (1, 2, 3)
+    max_words: int = 10_000
+    max_length: int = 8  # words of a text that are read
+
+    def labels(self) -> Tensor:
+        """(N,) classes of the texts."""
+        return texts_of(self.data)[1]
+
+    def fingerprint(self) -> str:
+        """Of the file."""
+        return fingerprint_of(self.data)
+
+    def task(self, cut: Cut, seed: int) -> Task:
+        """See `Subject`."""
+        texts, y, classes = texts_of(self.data)
+        words = Words.of([texts[i] for i in cut.train], max_words=self.max_words)
+        ids = words.encode(texts, length=self.max_length)
+        train, val, test = (ArrayDataset(ids[i], y[i]) for i in (cut.train, cut.val, cut.test))
+
+        def make(scale: float) -> nn.Module:
+            return text_cnn(
+                len(words),
+                len(classes),
+                embed_dim=scaled(self.embed_dim, scale),
+                n_channels=scaled(self.n_channels, scale),
+                kernel_sizes=self.kernel_sizes,
+            )
+
+        return self.learner(DataSplits(train, val, test, classes, words), make, seed)
+
+
+def scaled(width: int, scale: float) -> int:
+    """A width times a scale, at least 1."""
+    return max(1, round(width * scale))
+
+
+@lru_cache
+def _digits() -> tuple[Tensor, Tensor]:
+    return read_digits("", ReadConfig()).train
+
+
+@lru_cache
+def texts_of(data: str) -> tuple[list[str], Tensor, tuple[str, ...]]:
+    """Texts, their classes as numbers, and the classes' names."""
+    if data != FRUIT:
+        return read_texts(data)
+    texts, kinds = fruit_baskets()
+    names = sorted(set(kinds))
+    return texts, torch.tensor([names.index(kind) for kind in kinds]), tuple(names)
+
+
+def fingerprint_of(data: str) -> str:
+    """The toy's name, or the hash of a file's bytes."""
+    if data == FRUIT:
+        return data
+    try:
+        return hashlib.sha256(Path(data).read_bytes()).hexdigest()
+    except OSError as error:
+        raise FileError(f"The texts '{data}' can't be read: {error}.") from error

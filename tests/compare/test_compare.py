@@ -1,0 +1,214 @@
+"""Cells of a comparison: all are there, each is carried out once, kills and caches change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import secateur.compare.run as run_module
+from secateur.compare import PRUNINGS, QUANTIZATIONS, Grid, Row, compare
+from secateur.compare.folds import cut_folds
+from secateur.compare.rows import rows_from_csv, rows_from_json, rows_to_csv, rows_to_json
+from secateur.compare.subjects import DigitsMLPSubject, texts_of
+from secateur.compare.work import scale_for, task_of, train_start
+from secateur.compression.config import MeasureConfig
+from secateur.errors import ConfigError, DataError, FileError
+from secateur.graph import trace
+
+MODEL = "text_cnn?epochs=4&finetune_epochs=1&embed_dim=8&n_channels=8&kernel_sizes=(1,2)"
+QUICK = MeasureConfig(batch_size=4, repeats=3, max_seconds=0.02, n_threads=1)
+TINY = Grid(models=(MODEL,), quantizations=("none", "int8_per_channel"), folds=2, n_calibration=16, measure=QUICK)
+
+
+def without_times(rows: Any) -> list[Row]:
+    times = {"latency_ms": 0.0, "speedup": 0.0, "seconds": 0.0, "seconds_outside": 0.0}
+    return [dataclasses.replace(row, **times) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Any:
+    return compare(TINY, folder, progress=False)
+
+
+def test_every_cell_of_the_grid_has_a_row_in_order(done: Any) -> None:
+    assert [row.cell for row in done.rows] == TINY.cells()
+    by_hand = [
+        (fold, pruning, quantization)
+        for fold in range(2)
+        for pruning in ("none", "l2", "random", "scratch")
+        for quantization in ("none", "int8_per_channel")
+    ]
+    assert [(row.fold, row.pruning, row.quantization) for row in done.rows] == by_hand
+    assert all(row.is_done for row in done.rows)
+
+
+def test_a_row_is_what_its_name_says(done: Any) -> None:
+    """Budgets are kept, quantized networks are smaller on disk and not in MACs; the gap is what it is defined as."""
+    rows = {(row.pruning, row.quantization): row for row in done.rows if row.fold == 0}
+    dense = rows["none", "none"]
+    for (pruning, quantization), row in rows.items():
+        assert row.gap == pytest.approx(row.train - row.test)
+        assert row.test == row.accuracy
+        assert row.macs <= dense.macs * (1.0 if pruning == "none" else 0.5)
+        if quantization != "none":
+            plain = rows[pruning, "none"]
+            assert row.size_bytes < plain.size_bytes
+            assert row.macs == plain.macs
+
+
+def test_what_is_there_is_not_done_again(done: Any, folder: Path) -> None:
+    again = compare(TINY, folder, progress=False)
+    assert again.rows == done.rows
+    assert (again.effort.n_cells, again.effort.n_trained, again.effort.n_cached) == (0, 0, len(done.rows))
+
+
+def test_a_wider_grid_shares_the_cells_of_a_narrower_one(done: Any, folder: Path) -> None:
+    wider = dataclasses.replace(TINY, quantizations=("none", "int8_per_channel", "binary"))
+    found = compare(wider, folder, progress=False)
+    assert (found.effort.n_cells, found.effort.n_cached, found.effort.n_trained) == (8, len(done.rows), 0)
+    other = dataclasses.replace(TINY, n_calibration=8)
+    assert all(run_module.Store(folder, other).row(cell) is None for cell in other.cells())
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
+    done: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = run_module.run_cell, []
+
+    def killed(*args: Any) -> Row:
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        seen.append(real(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(run_module, "run_cell", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(TINY, tmp_path, progress=False)
+    monkeypatch.undo()
+    again = compare(TINY, tmp_path, progress=False)
+    assert (again.effort.n_cached, again.effort.n_trained) == (3, 0)
+    assert without_times(again.rows) == without_times(done.rows)
+
+
+def test_processes_change_nothing(done: Any, tmp_path: Path) -> None:
+    found = compare(TINY, tmp_path, n_jobs=2, progress=False)
+    assert without_times(found.rows) == without_times(done.rows)
+
+
+def test_files_of_rows_read_back(done: Any) -> None:
+    rows = [*done.rows, dataclasses.replace(done.rows[0], reason='no "way", here\nor there', test=None, params=None)]
+    assert rows_from_csv(rows_to_csv(rows)) == rows
+    assert rows_from_json(rows_to_json(rows)) == rows
+
+
+def test_a_damaged_row_is_refused(tmp_path: Path, done: Any) -> None:
+    store = run_module.Store(tmp_path, TINY)
+    store.keep_row(done.rows[0])
+    (path,) = tmp_path.glob("cell-*.json")
+    path.write_text(path.read_text().replace('"seed"', '"sed"'))
+    with pytest.raises(FileError, match="Delete it"):
+        store.row(done.rows[0].cell)
+
+
+def test_what_cannot_be_combined_says_why(tmp_path: Path) -> None:
+    grid = dataclasses.replace(
+        TINY, prunings=("quantization_pruning", "unstructured", "depth"), quantizations=("binary",)
+    )
+    rows = {(r.pruning, r.quantization): r for r in compare(grid, tmp_path, progress=False).rows if r.fold == 0}
+    assert "quantized weights" in rows["quantization_pruning", "binary"].reason
+    assert "no zero" in rows["unstructured", "binary"].reason
+    assert "depth needs two" in rows["depth", "none"].reason
+    assert rows["depth", "none"].test is None
+    assert rows["quantization_pruning", "none"].is_done
+    assert rows["unstructured", "none"].is_done
+
+
+def test_every_technique_works_on_some_model(tmp_path: Path) -> None:
+    grid = dataclasses.replace(
+        TINY,
+        models=("digits_mlp?epochs=1&finetune_epochs=1&width=16",),
+        prunings=tuple(PRUNINGS),
+        quantizations=tuple(QUANTIZATIONS),
+        n_calibration=32,
+    )
+    store = run_module.Store(tmp_path, grid)
+    cells = [c for c in grid.cells() if c.fold == 0 and "none" in (c.pruning, c.quantization)]
+    for start in dict.fromkeys(s for c in cells for s in (c.start, c.dense)):
+        train_start(start, grid, store)
+    rows = [run_module.run_cell(cell, grid, store) for cell in cells]
+    assert {r.pruning for r in rows} == set(PRUNINGS)
+    assert {r.quantization for r in rows} == set(QUANTIZATIONS)
+    assert [r.reason for r in rows if not r.is_done] == []
+
+
+def test_klda_is_compared_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other classes for the same texts give the same networks; the measures are of clusters."""
+    model = "klda?hidden=(8,8)&pretrain_epochs=4&epochs=1&finetune_epochs=1"
+    grid = dataclasses.replace(TINY, models=(model,), prunings=("kl",), quantizations=("none",))
+    start = grid.cells()[0].start
+    task, _ = task_of(start, grid)
+    names = ("adjusted_rand", "nmi", "purity")
+    model_a = task.fit(1.0)
+    assert tuple(task.score(model_a, "test")) == names
+    relabelled = dataclasses.replace(task, classes=torch.zeros_like(task.classes))
+    model_b = relabelled.fit(1.0)
+    for a, b in zip(model_a.parameters(), model_b.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(task.splits(model_a).train.y, relabelled.splits(model_b).train.y)
+    rows = compare(grid, tmp_path, progress=False).rows
+    assert all(row.is_done and row.measure == "nmi" and row.accuracy is None for row in rows)
+
+
+def test_vocabularies_come_from_the_training_part() -> None:
+    grid = TINY
+    for start in grid.starts()[:1]:
+        task, cut = task_of(start, grid)
+        texts, _, _ = texts_of("fruit")
+        known = {word for i in cut.train for word in texts[i].split()}
+        assert set(task.splits(task.build(1.0)).words.listed[2:]) == known
+
+
+def test_a_network_from_scratch_is_the_widest_within_the_budget() -> None:
+    subject = DigitsMLPSubject(width=16, n_hidden=1)
+    cut = cut_folds(subject.labels(), 2, 0, 0.2)[0]
+    task = subject.task(cut, 0)
+
+    def macs(n: int) -> int:
+        return trace(task.build(n / 64), torch.zeros(1, 1, 8, 8)).cost().macs
+
+    for budget in (0.25, 0.5):
+        slow = max(n for n in range(1, 65) if macs(n) <= budget * macs(64))
+        assert scale_for(task, budget) == slow / 64
+
+
+def test_folds_cover_all_samples_and_never_mix() -> None:
+    labels = np.repeat([0, 1, 2], 7)
+    cuts = cut_folds(labels, 3, seed=1, val_fraction=0.2)
+    assert sorted(np.concatenate([cut.test for cut in cuts])) == list(range(21))
+    for cut in cuts:
+        assert sorted(np.concatenate([cut.train, cut.val, cut.test])) == list(range(21))
+        assert set(labels[cut.val]) == {0, 1, 2}
+        assert cut.test_over_train == len(cut.test) / (21 - len(cut.test))
+
+
+def test_faults_of_a_grid_are_said_at_once() -> None:
+    with pytest.raises(ConfigError, match="outside \\(0, 1\\)"):
+        Grid(budgets=(1.5,))
+    with pytest.raises(KeyError, match="No pruning l3"):
+        Grid(prunings=("l3",))
+    with pytest.raises(ConfigError, match="has no 'widht'"):
+        Grid(models=("digits_cnn?widht=4",))
+    with pytest.raises(ConfigError, match="twice"):
+        Grid(seeds=(0, 0))
+    with pytest.raises(DataError, match="too few for 20 folds"):
+        cut_folds([0] * 30 + [1] * 5, 20, 0, 0.1)
