@@ -396,3 +396,18 @@ def test_a_mask_of_ones_stays_one_in_the_proof():
     assert torch.equal(again["mask"], mask["mask"])
     assert again["ids"].min() >= 3
     assert again["ids"].max() <= 7
+
+
+def test_inference_mode_around_the_calls_changes_nothing() -> None:
+    """In that mode composite operators are not taken apart, and tensors made in it can't be trained."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(1, 3, 8, 8)
+    plan = secateur.plan(net, x, secateur.Budget(width=0.5))
+    with torch.inference_mode():
+        assert secateur.trace(net, x).cost() == secateur.trace(net, torch.zeros(1, 3, 8, 8)).cost() == plan.cost_before
+        again = secateur.plan(net, x, secateur.Budget(width=0.5))
+        small = secateur.apply(net, again)
+        assert secateur.verify(net, small, again, x).is_ok
+    assert again == plan
+    small(x).sum().backward()

@@ -28,7 +28,14 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
     if any(module.training != is_training for module in modules):
         model.train(is_training)
     try:
-        with torch.no_grad(), one_attention(), traceable_experts(modules), _plain_rnn(modules):
+        # out of inference mode, in which composite operators reach a dispatch mode whole
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            one_attention(),
+            traceable_experts(modules),
+            _plain_rnn(modules),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 
+import torch
 from torch import nn
 
 import secateur.dims.rules  # noqa: F401  registers the rules of operators
@@ -92,6 +93,7 @@ class Graph:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
+@torch.inference_mode(False)
 def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
     """Run `model` once on tensors without memory and find what must shrink together.
 

@@ -77,6 +77,7 @@ class PruneConfig:
         make_method(self.method)
 
 
+@torch.inference_mode(False)  # tensors made in that mode can't take on other shapes
 def plan(
     model: nn.Module,
     inputs: Inputs,

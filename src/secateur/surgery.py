@@ -17,6 +17,7 @@ from secateur.verification import verify as run_verify
 _PATH = re.compile(r"(?!__)[A-Za-z_]\w*(\.(?!__)[A-Za-z_]\w*)*(\[\d+\])?")
 
 
+@torch.inference_mode(False)
 def apply(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None, verify: bool = True) -> nn.Module:
     """Return a smaller model that keeps what `plan` keeps. The original is untouched and shares no memory with it.
 
@@ -38,6 +39,7 @@ def apply(model: nn.Module, plan: Plan, *, inputs: Inputs | None = None, verify:
     return small
 
 
+@torch.inference_mode(False)
 def apply_(
     model: nn.Module,
     plan: Plan,

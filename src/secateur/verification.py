@@ -77,6 +77,7 @@ class VerifyReport:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
 def verify(
     model: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs | None = None, *, tolerance: float | None = None
 ) -> VerifyReport:
