@@ -1,0 +1,89 @@
+"""Language models with weights of few bits, without training: perplexity and bytes by bits, granularity and method.
+
+Models, text and windows are those of `llm_sparsity.py`. All linear layers inside the decoder layers are quantized;
+embeddings and head stay float32. Their bits count codes (packed or entropy-coded, whichever is smaller) and scales.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_sparsity import load
+from rows import machine, read_rows, write_rows
+from secateur.coding import bake
+from secateur.measure import size_bytes
+from secateur.steps import Quantize
+from secateur.steps.quantize import quantize
+from transformers_no_training import perplexity
+
+STEPS = {
+    "rounded": Quantize(ignore=("*lm_head", "*embed_tokens")),
+    "gptq": Quantize(ignore=("*lm_head", "*embed_tokens"), gptq=True),
+}
+COLUMNS = ("method", "bits", "granularity", "seed", "perplexity", "bits_per_weight", "bytes", "seconds")
+
+
+def decoder_weights(model: nn.Module) -> int:
+    """How many numbers the linear layers of the decoder layers hold."""
+    modules = model.named_modules()
+    return sum(m.weight.numel() for fqn, m in modules if isinstance(m, nn.Linear) and ".layers." in fqn)
+
+
+def run(model: nn.Module, batches: list[dict[str, Tensor]], test: Tensor, step: Quantize) -> dict[str, Any]:
+    """Quantize a copy and measure it."""
+    start = time.perf_counter()
+    made = quantize(model, batches, step).model
+    seconds = time.perf_counter() - start
+    n, n_bytes = decoder_weights(model), size_bytes(made)
+    others = size_bytes(model) - 4 * n
+    found = perplexity(bake(made), test)
+    return {"seconds": seconds, "bytes": n_bytes, "bits_per_weight": 8 * (n_bytes - others) / n, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["smollm2", "tiny"], required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="Hugging Face folder of the model")
+    parser.add_argument("--data", type=Path, help="folder with the text files; not for tiny")
+    parser.add_argument("--samples", type=int, default=16, help="calibration windows")
+    parser.add_argument("--length", type=int, default=256, help="their tokens")
+    parser.add_argument("--batch", type=int, default=4, help="how many of them are one batch")
+    parser.add_argument("--windows", type=int, default=12, help="that perplexity is measured on")
+    parser.add_argument("--methods", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--granularities", nargs="+", default=["per_channel", "per_group?group_size=64"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
+    model, pool, test = load(args)
+    base = {k: v for k, v in vars(args).items() if k in ("model", "samples", "threads")}
+    base |= {"length": pool.shape[1], "windows": len(test)}
+    name = f"llm_bits_{args.model}"
+    rows = [row for row in read_rows(name) if base.items() <= row.items()]  # a broken run goes on
+    base["machine"] = machine("transformers")
+    if not rows:
+        rows = [{**base, "method": "dense", "bits": 32, "bytes": size_bytes(model), **perplexity(model, test)}]
+    done = [tuple(row.get(key) for key in COLUMNS[:4]) for row in rows]
+    for seed in args.seeds:
+        drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: args.samples]
+        batches = [{"input_ids": ids} for ids in pool[drawn].split(args.batch)]
+        for bits, granularity, method in [(b, g, m) for b in args.bits for g in args.granularities for m in args.methods]:
+            if (key := (method, bits, granularity, seed)) in done:
+                continue
+            step = dataclasses.replace(STEPS[method], bits=bits, granularity=granularity)
+            rows.append({**base, **dict(zip(COLUMNS, key, strict=False)), **run(model, batches, test, step)})
+            print({k: v for k, v in rows[-1].items() if k not in base}, flush=True)
+            write_rows(name, rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
