@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def main() -> None:
     for seed in args.seeds:
         drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: args.samples]
         batches = [{"input_ids": ids} for ids in pool[drawn].split(args.batch)]
-        for bits, granularity, method in [(b, g, m) for b in args.bits for g in args.granularities for m in args.methods]:
+        for bits, granularity, method in itertools.product(args.bits, args.granularities, args.methods):
             if (key := (method, bits, granularity, seed)) in done:
                 continue
             step = dataclasses.replace(STEPS[method], bits=bits, granularity=granularity)

@@ -27,6 +27,9 @@ _N_SAMPLES = 64
 _STRUCTURAL = 1e-2
 """Relative difference of one operator's output that rounding can't explain."""
 
+_MIDDLE = 1e-3
+"""How far from the middle of two whole numbers rounding errors may have moved what is rounded."""
+
 Samples = dict[int, tuple[Tensor, float]]
 """By place in the pruned model's essential record: sampled values of the first output, and its largest |value|."""
 
@@ -38,6 +41,7 @@ class Sampler:
         self.at = 0
         self.samples: Samples = {}
         self.orders: dict[int, Tensor] = {}  # by place: the indices that an ordering operator gives
+        self.rounded: dict[int, Tensor] = {}  # by place: what rounding gives
         self.results: list[Tensor] = []
 
     def operator(self, func: Any, args: Any, out: Any) -> None:
@@ -47,6 +51,8 @@ class Sampler:
                 self.samples[self.at] = first[_places(tuple(first.shape))].double(), _largest(first)
             if (order := chosen(func, out)) is not None:
                 self.orders[self.at] = order.clone()
+            if func is torch.ops.aten.round.default:
+                self.rounded[self.at] = out.clone()
             self.at += 1
 
     def result(self, tensors: list[Tensor]) -> None:
@@ -113,7 +119,22 @@ class Law(Follower):  # type: ignore[no-untyped-call]
             out = super().call(op, func, args, kwargs)
         if (order := self.seen.orders.get(self.place)) is not None:
             out = as_chosen(func, args, kwargs, out, self._renumbered(op, -1, order))
+        if (rounded := self.seen.rounded.get(self.place)) is not None:
+            out = self._as_rounded(op, args[0], out, rounded)
         self._compare(op, self.place, out, args)
+        return out
+
+    def _as_rounded(self, op: Op, x: Tensor, out: Tensor, rounded: Tensor) -> Tensor:
+        """What rounding gives, but as the pruned model rounds where x is so near the middle that either is right."""
+        value = op.outputs[0]
+        assert value is not None
+        index = [self._shrunk(d) for d in self.graph.solution.dims[value.index]]
+        kept = [torch.arange(n) if i is None else i for i, n in zip(index, out.shape, strict=True)]
+        if tuple(map(len, kept)) != tuple(rounded.shape):
+            return out
+        at = tuple(i.to(x.device).view(-1, *[1] * (x.ndim - axis - 1)) for axis, i in enumerate(kept))
+        out = out.clone()
+        out[at] = torch.where((x[at] - rounded).abs() <= 0.5 + _MIDDLE, rounded, out[at])
         return out
 
     def _renumbered(self, op: Op, output: int, values: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from secateur.steps import (
     Mix,
     Prune,
     Quantize,
+    QuantizeInputs,
     Round,
     Share,
     Sparsify,
@@ -55,6 +56,10 @@ WAYS: list[Step] = [
     Quantize(method="binary"),
     Share(n_values=4),
     Mix(bits=3.0),
+    QuantizeInputs(),
+    QuantizeInputs(method="symmetric", bits=4, calibration="mse"),
+    QuantizeInputs(per="batch"),
+    QuantizeInputs(method="symmetric", per="token"),
     Round(),
     Activate(function="threshold?value=0.01"),
 ]

@@ -10,6 +10,7 @@ from secateur.steps.finetune import Distill, Finetune
 from secateur.steps.mix import Mix
 from secateur.steps.prune import Prune
 from secateur.steps.quantize import Quantize
+from secateur.steps.quantize_inputs import QuantizeInputs
 from secateur.steps.round import Round
 from secateur.steps.share import Share
 from secateur.steps.sparsify import Sparsify
@@ -27,6 +28,7 @@ __all__ = [
     "Mix",
     "Prune",
     "Quantize",
+    "QuantizeInputs",
     "Round",
     "Share",
     "Sparsify",

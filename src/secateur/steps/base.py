@@ -22,6 +22,7 @@ FORMS = {
     "factored": "weights as products of smaller ones",
     "quantized": "weights on a grid of few levels",
     "shared": "weights that come from a codebook",
+    "input-quantized": "weights of layers that read few levels",
 }
 """What a step may leave weights as, beside plain numbers."""
 

@@ -17,7 +17,7 @@ from secateur.depth.edit import Removal
 from secateur.errors import ConfigError, PlanError
 from secateur.forward import plain_forward
 from secateur.frameworks.huggingface_model import without_cache
-from secateur.steps.base import STEPS, Context, Done
+from secateur.steps.base import FORMS, STEPS, Context, Done
 from secateur.surgery import copy_model
 from secateur.tensors import Inputs, on_device, tensors_in
 
@@ -43,9 +43,7 @@ class Drop:
     """
 
     name: ClassVar[str] = "drop"
-    accepts: ClassVar[frozenset[str]] = frozenset(
-        {"masked", "factored", "quantized"}
-    )  # a codebook may be lent from there
+    accepts: ClassVar[frozenset[str]] = frozenset(FORMS) - {"shared"}  # a codebook may be lent from there
     leaves: ClassVar[frozenset[str]] = frozenset()
     needs_labels: ClassVar[bool] = False
 

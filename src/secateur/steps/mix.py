@@ -40,7 +40,7 @@ class Mix:
     """
 
     name: ClassVar[str] = "mix"
-    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored", "input-quantized"})
     leaves: ClassVar[frozenset[str]] = frozenset({"masked", "quantized"})
     needs_labels: ClassVar[bool] = False
 

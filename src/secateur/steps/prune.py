@@ -43,7 +43,7 @@ class Prune:
     """Remove channels, heads and features. Masks and scales of coded weights are cut along."""
 
     name: ClassVar[str] = "prune"
-    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored", "quantized"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored", "quantized", "input-quantized"})
     leaves: ClassVar[frozenset[str]] = frozenset()
     needs_labels: ClassVar[bool] = False
 

@@ -46,7 +46,7 @@ class Quantize:
     """
 
     name: ClassVar[str] = "quantize"
-    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored", "input-quantized"})
     leaves: ClassVar[frozenset[str]] = frozenset({"quantized"})
     needs_labels: ClassVar[bool] = False
 

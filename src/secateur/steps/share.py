@@ -36,7 +36,7 @@ class Share:
     """
 
     name: ClassVar[str] = "share"
-    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored", "input-quantized"})
     leaves: ClassVar[frozenset[str]] = frozenset({"shared"})
 
     n_values: int = 16

@@ -34,7 +34,7 @@ class Sparsify:
     """
 
     name: ClassVar[str] = "sparsify"
-    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored", "input-quantized"})
     leaves: ClassVar[frozenset[str]] = frozenset({"masked"})
 
     sparsity: float | None = None  # fraction of weights that are zero; by default the pattern's own, or 0.5
