@@ -2,6 +2,7 @@
 
 Models, text and windows are those of `llm_sparsity.py`. All linear layers inside the decoder layers are quantized;
 embeddings and head stay float32. Their bits count codes (packed or entropy-coded, whichever is smaller) and scales.
+With `--inputs`, what these layers read is rounded to 8 bits too (simulated), by ranges per tensor or of each token.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from llm_sparsity import load
 from rows import machine, read_rows, write_rows
 from secateur.coding import bake
 from secateur.measure import size_bytes
-from secateur.steps import Quantize
+from secateur.quantize.inputs import PER
+from secateur.steps import Context, Quantize, QuantizeInputs
 from secateur.steps.quantize import quantize
 from transformers_no_training import perplexity
 
-STEPS = {
-    "rounded": Quantize(ignore=("*lm_head", "*embed_tokens")),
-    "gptq": Quantize(ignore=("*lm_head", "*embed_tokens"), gptq=True),
-}
-COLUMNS = ("method", "bits", "granularity", "seed", "perplexity", "bits_per_weight", "bytes", "seconds")
+ENDS = ("*lm_head", "*embed_tokens")
+STEPS = {"rounded": Quantize(ignore=ENDS), "gptq": Quantize(ignore=ENDS, gptq=True)}
+COLUMNS = ("method", "bits", "granularity", "inputs", "seed", "perplexity", "bits_per_weight", "bytes", "seconds")
 
 
 def decoder_weights(model: nn.Module) -> int:
@@ -37,10 +37,15 @@ def decoder_weights(model: nn.Module) -> int:
     return sum(m.weight.numel() for fqn, m in modules if isinstance(m, nn.Linear) and ".layers." in fqn)
 
 
-def run(model: nn.Module, batches: list[dict[str, Tensor]], test: Tensor, step: Quantize) -> dict[str, Any]:
+def run(
+    model: nn.Module, batches: list[dict[str, Tensor]], test: Tensor, step: Quantize, inputs: str
+) -> dict[str, Any]:
     """Quantize a copy and measure it."""
     start = time.perf_counter()
     made = quantize(model, batches, step).model
+    if inputs != "float":
+        context = Context(dense=model, inputs=lambda n: batches[0], calibration=lambda: batches)
+        made = QuantizeInputs(per=inputs, ignore=ENDS).run(made, context).model
     seconds = time.perf_counter() - start
     n, n_bytes = decoder_weights(model), size_bytes(made)
     others = size_bytes(model) - 4 * n
@@ -60,6 +65,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(STEPS), choices=list(STEPS))
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--granularities", nargs="+", default=["per_channel", "per_group?group_size=64"])
+    parser.add_argument("--inputs", nargs="+", default=["float"], choices=["float", *PER])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -72,16 +78,26 @@ def main() -> None:
     rows = [row for row in read_rows(name) if base.items() <= row.items()]  # a broken run goes on
     base["machine"] = machine("transformers")
     if not rows:
-        rows = [{**base, "method": "dense", "bits": 32, "bytes": size_bytes(model), **perplexity(model, test)}]
-    done = [tuple(row.get(key) for key in COLUMNS[:4]) for row in rows]
+        rows = [
+            {
+                **base,
+                "method": "dense",
+                "bits": 32,
+                "inputs": "float",
+                "bytes": size_bytes(model),
+                **perplexity(model, test),
+            }
+        ]
+    done = [tuple(row.get(key) for key in COLUMNS[:5]) for row in rows]
+    choices = args.bits, args.granularities, args.methods, args.inputs
     for seed in args.seeds:
         drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: args.samples]
         batches = [{"input_ids": ids} for ids in pool[drawn].split(args.batch)]
-        for bits, granularity, method in itertools.product(args.bits, args.granularities, args.methods):
-            if (key := (method, bits, granularity, seed)) in done:
+        for bits, granularity, method, inputs in itertools.product(*choices):
+            if (key := (method, bits, granularity, inputs, seed)) in done:
                 continue
             step = dataclasses.replace(STEPS[method], bits=bits, granularity=granularity)
-            rows.append({**base, **dict(zip(COLUMNS, key, strict=False)), **run(model, batches, test, step)})
+            rows.append({**base, **dict(zip(COLUMNS, key, strict=False)), **run(model, batches, test, step, inputs)})
             print({k: v for k, v in rows[-1].items() if k not in base}, flush=True)
             write_rows(name, rows, COLUMNS)
 
