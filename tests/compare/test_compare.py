@@ -100,6 +100,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
     assert without_times(again.rows) == without_times(done.rows)
 
 
+@pytest.mark.slow  # two processes that import torch
 def test_processes_change_nothing(done: Any, tmp_path: Path) -> None:
     found = compare(TINY, tmp_path, n_jobs=2, progress=False)
     assert without_times(found.rows) == without_times(done.rows)
@@ -204,7 +205,7 @@ def test_folds_cover_all_samples_and_never_mix() -> None:
 def test_faults_of_a_grid_are_said_at_once() -> None:
     with pytest.raises(ConfigError, match="outside \\(0, 1\\)"):
         Grid(budgets=(1.5,))
-    with pytest.raises(KeyError, match="No pruning l3"):
+    with pytest.raises(KeyError, match="No pruning 'l3'"):
         Grid(prunings=("l3",))
     with pytest.raises(ConfigError, match="has no 'widht'"):
         Grid(models=("digits_cnn?widht=4",))

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from secateur._version import __version__
-from secateur.cli import compress, evaluate, export, inspect, measure, prune, recipe, sparsify
+from secateur.cli import compare, compress, evaluate, export, inspect, measure, prune, recipe, sparsify
 from secateur.errors import SecateurError
 
 
@@ -62,6 +62,7 @@ app = typer.Typer(
 for command in (compress.demo, inspect.inspect, prune.prune, compress.compress, evaluate.evaluate, measure.measure):
     app.command()(command)
 app.command()(sparsify.sparsify)
+app.command()(compare.compare)
 app.command()(export.export)
 app.command()(recipe.recipe)
 

@@ -12,7 +12,12 @@ PIPED_WIDTH = 200  # columns of a table that no terminal breaks
 
 def print_json(data: Any) -> None:
     """Print one JSON document."""
-    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(as_json(data))
+
+
+def as_json(data: Any) -> str:
+    """The document, as it is printed and saved."""
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def print_line(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -115,16 +114,10 @@ def _pool(n_jobs: int) -> Iterator[Callable[[Work, Sequence[Cell | Start], Grid,
 
 
 def _quiet(work: Work, item: Any, grid: Grid, store: Store) -> tuple[Any, Any]:
-    """What is carried out a thousand times does not log its phases.
-
-    Every timing starts with a garbage collection, so what is there before is taken out of its sight: it would be gone
-    through thousands of times.
-    """
+    """What is carried out a thousand times does not log its phases."""
     level = log.level
     log.setLevel(logging.WARNING)
-    gc.freeze()
     try:
         return item, work(item, grid, store)
     finally:
-        gc.unfreeze()
         log.setLevel(level)

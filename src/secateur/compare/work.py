@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -36,7 +40,7 @@ def train_start(start: Start, grid: Grid, store: Store) -> tuple[float, float]:
     """Train a network and keep it. Returns seconds, and those of them outside training."""
     begin, clock = time.perf_counter(), Clock()
     with cpu_threads(1):
-        task, _ = task_of(start, grid)
+        task, _ = task_of(replace(start, budget=1.0), grid)
         with clock.phase("train"):
             scale = 1.0 if start.budget == 1 else scale_for(task, start.budget)
             model = task.fit(scale)
@@ -53,8 +57,9 @@ def run_cell(cell: Cell, grid: Grid, store: Store) -> Row:
     begin, clock = time.perf_counter(), Clock()
     found: dict[str, Any] = {"measure": type(make(SUBJECTS, cell.model)).measure}
     with cpu_threads(1):
-        task, cut = task_of(cell.start, grid)
-        dense, model = (store.start(start, task) for start in (cell.dense, cell.start))
+        task, cut = task_of(cell.dense, grid)
+        dense = store.start(cell.dense, task)
+        model = dense if cell.start == cell.dense else store.start(cell.start, task)
         splits = task.splits(dense)
         material = Material(samples=splits.train, train=splits.train, val=splits.val, test=splits.test)
         context = context_of(material, dense, grid.n_calibration, cell.seed)
@@ -66,7 +71,7 @@ def run_cell(cell: Cell, grid: Grid, store: Store) -> Row:
         else:
             with clock.phase("score"):
                 found |= _scores(task, small, found["measure"])
-            with clock.phase("measure"):
+            with clock.phase("measure"), _light_collections():
                 found |= _costs(small, Meter(dense, material, grid.measure, context.inputs))
             found |= {"test_over_train": cut.test_over_train, "notes": "; ".join(notes)}
     seconds = time.perf_counter() - begin
@@ -76,11 +81,12 @@ def run_cell(cell: Cell, grid: Grid, store: Store) -> Row:
     return row
 
 
-def task_of(start: Start, grid: Grid) -> tuple[Task, Cut]:
-    """The samples of a start, cut."""
-    subject = make(SUBJECTS, start.model)
-    cut = cut_folds(subject.labels(), grid.folds, start.seed, grid.val_fraction)[start.fold]
-    return subject.task(cut, start.seed), cut
+@lru_cache(maxsize=8)  # cells of one network stand together
+def task_of(dense: Start, grid: Grid) -> tuple[Task, Cut]:
+    """The samples of a dense network, cut; those of narrower ones are the same."""
+    subject = make(SUBJECTS, dense.model)
+    cut = cut_folds(subject.labels(), grid.folds, dense.seed, grid.val_fraction)[dense.fold]
+    return subject.task(cut, dense.seed), cut
 
 
 def scale_for(task: Task, budget: float) -> float:
@@ -106,10 +112,10 @@ def _shrunk(cell: Cell, model: nn.Module, context: Context, task: Task) -> tuple
     """
     target = Target(budget=cell.budget, model=model, example=context.example, seed=cell.seed)
     pruning, quantization = PRUNINGS[cell.pruning](target), QUANTIZATIONS[cell.quantization]
-    check_zeros(pruning, quantization)
     shrinking = (*pruning, *quantization)
     steps = (*shrinking, task.finetune)
     check_order(steps)
+    check_zeros(pruning, quantization)
     small, notes, edits = model, [], Edits()
     for step in steps:
         small, edits, done = carry_out(step, small, edits, context)
@@ -124,6 +130,18 @@ def _scores(task: Task, model: nn.Module, measure: str) -> dict[str, float]:
     parts = {part: task.score(model, part) for part in ("train", "val", "test")}
     main = {part: found[measure] for part, found in parts.items()}
     return {**parts["test"], **main, "gap": main["train"] - main["test"]}
+
+
+@contextmanager
+def _light_collections() -> Iterator[None]:
+    """Take what is there out of the garbage collector's sight: each timing starts with a collection, and goes
+    through all of it otherwise.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _costs(model: nn.Module, meter: Meter) -> dict[str, float]:
