@@ -29,7 +29,9 @@ def squeeze(data: bytes) -> bytes:
     >>> unsqueeze(squeeze(b"a" * 1000), "there") == b"a" * 1000
     True
     """
-    return lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+    window = 1 << max(12, min(26, len(data).bit_length()))  # a window of 64 MB for a small file is all overhead
+    how = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window}
+    return lzma.compress(data, filters=[how])
 
 
 def unsqueeze(data: bytes, origin: str) -> bytes:
