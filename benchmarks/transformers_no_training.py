@@ -258,7 +258,7 @@ def curves_of(task: Task, args: argparse.Namespace, seed: int) -> tuple[dict[str
     """The error curves, and the seconds that they took; kept in a file, since they don't depend on what follows."""
     path = args.curves / f"{args.model}_{seed}.pt" if args.curves is not None else None
     if path is not None and path.exists():
-        kept = torch.load(path)
+        kept = torch.load(path, weights_only=True)
         return {name: ErrorCurve(*pair) for name, pair in kept["curves"].items()}, kept["seconds"]
     start = time.perf_counter()
     curves = dict(task.elimination.curves(task.model, task.batches[: args.curve_batches]).curves)

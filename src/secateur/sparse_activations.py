@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ConfigError
-from secateur.measure.modes import eval_mode
 from secateur.registry import Registry
-from secateur.tensors import Inputs, modules_of, on_device
+from secateur.tensors import Inputs, modules_of
+from secateur.watching import watch
 
 _NAMES = re.compile(r"elu|silu|swish|mish", re.IGNORECASE)
 """In the class name of what is near zero for inputs below zero, in whatever library: ReLU, GELU, SiLUActivation, …"""
@@ -190,11 +189,11 @@ def activation_sparsity(model: nn.Module, batches: Iterable[Inputs]) -> dict[str
     """
     counts: dict[str, tuple[int, int]] = {}
 
-    def count(fqn: str, y: Tensor) -> None:
+    def count(fqn: str, x: Tensor, y: Tensor) -> None:
         zeros, n = counts.get(fqn, (0, 0))
         counts[fqn] = zeros + int((y == 0).sum()), n + y.numel()
 
-    _observe(model, find_activations(model), batches, count)
+    watch(model, find_activations(model), batches, count)
     return {fqn: zeros / max(1, n) for fqn, (zeros, n) in counts.items()}
 
 
@@ -202,37 +201,12 @@ def activation_samples(model: nn.Module, batches: Iterable[Inputs]) -> dict[str,
     """By fqn of each activation module: (n,) of its outputs, evenly spread over each batch."""
     parts: dict[str, list[Tensor]] = {}
 
-    def sample(fqn: str, y: Tensor) -> None:
+    def sample(fqn: str, x: Tensor, y: Tensor) -> None:
         flat = y.detach().flatten()
         parts.setdefault(fqn, []).append(flat[:: -(-len(flat) // _N_VALUES) or 1].clone())
 
-    _observe(model, find_activations(model), batches, sample)
+    watch(model, find_activations(model), batches, sample)
     return {fqn: torch.cat(found) for fqn, found in parts.items()}
-
-
-def _observe(
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    batches: Iterable[Inputs],
-    see: Callable[[str, Tensor], None],
-) -> None:
-    with torch.no_grad(), eval_mode(model), _hooks(modules, see):
-        for inputs in batches:
-            args, kwargs = on_device(model, inputs)
-            model(*args, **kwargs)
-
-
-@contextmanager
-def _hooks(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    def hook(fqn: str) -> Callable[..., None]:
-        return lambda module, args, y: see(fqn, y)
-
-    handles = [module.register_forward_hook(hook(fqn)) for fqn, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_sparsity(sparsity: float) -> None:

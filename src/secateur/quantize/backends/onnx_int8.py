@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from torch import nn
 from secateur.errors import ConfigError, FileError
 from secateur.frameworks.export import ExportReport, export
 from secateur.measure.runtimes import onnx_call
-from secateur.quantize.backends.realised import BACKENDS, Prepared
+from secateur.quantize.backends.realised import BACKENDS, Prepared, quiet
 from secateur.tensors import Inputs, as_call, tensors_in
 
 CALIBRATIONS = {"minmax": "MinMax", "percentile": "Percentile", "kl": "Entropy"}
@@ -84,7 +82,7 @@ def _write(
     if calibration not in CALIBRATIONS:
         raise ConfigError(f"No calibration {calibration!r} in ONNX Runtime. Known: {', '.join(CALIBRATIONS)}.")
     written = export(model, folder / "float.onnx", inputs)
-    with _quiet():
+    with quiet(""):  # it advises through warnings and the root logger
         tool: Any = importlib.import_module("onnxruntime.quantization")
         try:
             ready = folder / "ready.onnx"
@@ -122,17 +120,3 @@ def _reader(tool: Any, names: Sequence[str], batches: Sequence[Inputs]) -> Any:
             return next(feeds, None)
 
     return Reader()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizer advises through warnings and the root logger; its errors come through."""
-    log = logging.getLogger()
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,3 +141,17 @@ def _measure(name: str, prepared: Prepared, repeats: int, warmup: int, device: t
 def _tensors(outputs: Any) -> list[Any]:
     """Tensors of a module's outputs, or the arrays of a session."""
     return tensors_in(outputs) or list(outputs)
+
+
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Let a library advise nobody: no warnings, and of one of its loggers ("" is the root) errors alone."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.errors import ConfigError
 from secateur.measure.modes import device_of
-from secateur.quantize.backends.realised import BACKENDS, Prepared
+from secateur.quantize.backends.realised import BACKENDS, Prepared, quiet
 from secateur.surgery import copy_model
 from secateur.tensors import Inputs, as_call
 
@@ -71,7 +69,7 @@ def _quantized(model: nn.Module, config: str, **settings: Any) -> nn.Module:
     if not any(isinstance(module, nn.Linear) for module in model.modules()):
         raise ConfigError(f"{type(model).__name__} has no linear layer, and torchao quantizes nothing else.")
     small = copy_model(model).eval()
-    with _quiet():
+    with quiet("torch.utils._pytree"):  # importing it warns about its own insides
         try:
             tool: Any = importlib.import_module("torchao.quantization")
         except ImportError as error:
@@ -95,17 +93,3 @@ def _n_bytes(model: nn.Module) -> int:
 def _held(tensor: Any) -> int:
     inner = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else []
     return sum(_held(getattr(tensor, name)) for name in inner) if inner else int(tensor.nbytes)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Importing torchao warns about its own insides."""
-    log = logging.getLogger("torch.utils._pytree")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
