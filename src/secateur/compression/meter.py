@@ -53,8 +53,14 @@ class Meter:
         """Everything of one model, and its time beside the dense one. Coded weights are packed for the size alone."""
         plain = bake(model)
         pair = self.pair(plain)
-        macs = trace(plain, self.inputs(1)).cost().macs
-        return measured(model, macs, self.quality(plain), pair.small), pair
+        return measured(model, self._macs(plain), self.quality(plain), pair.small), pair
+
+    def dense_beside(self, pair: PairedLatency) -> Measured:
+        """Everything of the dense model, whose time was taken along with another one's."""
+        return measured(self.dense, self._macs(self.dense), self.quality(self.dense), pair.dense)
+
+    def _macs(self, model: nn.Module) -> int:
+        return trace(model, self.inputs(1)).cost().macs
 
 
 def measured(model: nn.Module, macs: int, quality: Metrics | None, timed: Latency) -> Measured:

@@ -135,11 +135,11 @@ def run_steps(
         reports.append(_step_report(steps[i].name, done, meter.measured(current)[0], seconds))
         if store is not None:
             store.keep(current, edits, [asdict(r) for r in reports])
-    dense, pair = meter.measured(model)[0], meter.pair(bake(current))
+    pair = meter.pair(bake(current))
     if store is not None:
         store.remove()
     report = StepsReport(
-        dense=dense,
+        dense=meter.dense_beside(pair),
         steps=tuple(reports),
         speedup=pair.speedup,
         speedup_p25=pair.speedup_p25,
