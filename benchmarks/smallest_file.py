@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -60,6 +61,7 @@ def resnet_steps(seed: int, epochs: int, bits: int, kept: float) -> list[Step]:
         optimizer="sgd",
         weight_decay=1e-4,
         augment=ShiftFlip(shift_px=4, flip=True),
+        precision="bf16",
         seed=seed,
     )
     return [
@@ -70,12 +72,14 @@ def resnet_steps(seed: int, epochs: int, bits: int, kept: float) -> list[Step]:
     ]
 
 
-def measured(name: str, dense: nn.Module, splits: DataSplits, steps: list[Step], seed: int) -> dict[str, Any]:
+def measured(
+    name: str, dense: nn.Module, splits: DataSplits, steps: list[Step], seed: int, *, checkpoints: Path | None = None
+) -> dict[str, Any]:
     """Carry the steps out, save, load again, and measure what was loaded."""
     before = evaluate(dense, splits.test).accuracy
-    start = time.perf_counter()
-    done = run_steps(dense, splits, steps, config=MEASURE)
-    seconds = time.perf_counter() - start
+    start, busy = time.perf_counter(), time.process_time()
+    done = run_steps(dense, splits, steps, config=MEASURE, checkpoints=checkpoints)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - busy
     print(done.report)
     with tempfile.TemporaryDirectory() as there:
         folder = secateur.save(done.model, f"{there}/small", plan=done.edits, is_compact=True)
@@ -99,6 +103,7 @@ def measured(name: str, dense: nn.Module, splits: DataSplits, steps: list[Step],
         "folder times": whole / sum(files.values()),
         "files": files,
         "seconds": seconds,
+        "cpu seconds": cpu_seconds,
         "stages": {stage: m.accuracy for stage, m in done.report.stages().items()},
         "steps": [repr(step) for step in steps],
     }
@@ -145,7 +150,9 @@ def resnet56(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         classes=CLASSES,
     )
     dense = load_weights("cifar_resnet56", args.weights)
-    return [measured("cifar_resnet56", dense, splits, resnet_steps(seed, args.epochs, args.bits, args.kept), seed)]
+    steps = resnet_steps(seed, args.epochs, args.bits, args.kept)
+    checkpoints = args.checkpoints and args.checkpoints / f"resnet56-{seed}"
+    return [measured("cifar_resnet56", dense, splits, steps, seed, checkpoints=checkpoints)]
 
 
 def main() -> None:
@@ -157,10 +164,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning, for resnet56")
     parser.add_argument("--bits", type=int, default=3, help="per weight, for resnet56")
     parser.add_argument("--kept", type=float, default=0.5, help="fraction of MACs and of parameters, for resnet56")
+    parser.add_argument("--checkpoints", type=Path, help="folder to go on from after a kill (seconds: of the last run)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="smallest_file", help="name of the files in results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     facts = {"threads": args.threads, "machine": machine()}
     rows: list[dict[str, Any]] = []
     for name in args.models:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from secateur.data import ArrayDataset, load_data
+from secateur.data.batches import logits_of
 from secateur.errors import ConfigError, DataError, TrainError
 from secateur.measure import evaluate
 from secateur.models import digits_cnn, mlp
@@ -38,6 +39,30 @@ def quick(**settings) -> TrainConfig:
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
     return [value.clone() for value in model.state_dict().values()]
+
+
+def test_bf16_computes_in_bfloat16_and_learns_in_float32():
+    seen = set()
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            if self.training:
+                seen.add(y.dtype)
+            return y
+
+    torch.manual_seed(0)
+    model, losses = nn.Sequential(Watched(2, 8), nn.ReLU(), nn.Linear(8, 3)), set()
+
+    def loss(outputs, batch):
+        losses.add(found := nn.functional.cross_entropy(logits_of(outputs), batch[1]))
+        return found
+
+    history = fit_(model, blobs(), config=quick(epochs=20, precision="bf16"), loss=loss, progress=False)
+    assert seen == {torch.bfloat16}
+    assert {value.dtype for value in losses} == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert history.last.train_loss < 0.1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

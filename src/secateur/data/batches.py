@@ -128,7 +128,7 @@ def takes_labels(model: nn.Module) -> bool:
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Return the logits among a model's outputs: a tensor, `.logits`, "logits", or the first of a tuple.
+    """Return a model's logits in float32 at least: its output tensor, `.logits`, "logits", or the first of a tuple.
 
     Raises:
         DataError: there are none.
@@ -144,4 +144,4 @@ def logits_of(outputs: Any) -> Tensor:
         raise DataError(
             f"The model gave a {type(outputs).__name__} without logits. Wrap it so that it returns a tensor or .logits."
         )
-    return found
+    return found.to(torch.promote_types(found.dtype, torch.float32)) if found.is_floating_point() else found

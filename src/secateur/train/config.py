@@ -40,6 +40,7 @@ class TrainConfig:
     augment: Augment | None = None  # applied to x of (x, y) batches
     regularizers: tuple[Regularizer, ...] = ()  # penalties that are added to the loss
     patience: int | None = None  # stop after so many epochs without a new lowest validation loss
+    precision: str = "fp32"  # or bf16: products and convolutions in bfloat16 (autocast), weights in float32
     seed: int = 0
     num_threads: int | None = None  # CPU threads during training; None leaves them as they are
     checkpoint_every: int = 1  # epochs
@@ -62,6 +63,8 @@ class TrainConfig:
         wrong = [f"{name}={getattr(self, name)}" for name, holds in rules.items() if not holds]
         if wrong:
             raise ConfigError(f"Out of range: {', '.join(wrong)}. Counts are at least 1, fractions lie in [0, 1).")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision='{self.precision}' is neither fp32 nor bf16.")
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"No optimizer '{self.optimizer}'. Known: {', '.join(sorted(OPTIMIZERS))}.")
 

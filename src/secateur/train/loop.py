@@ -215,7 +215,9 @@ def _augmented(batch: Batch, config: TrainConfig, generator: torch.Generator) ->
 
 def _step(run: _Run, batch: Batch, step: int, where: str) -> float:
     """Do one optimizer step and return the loss before it, without the penalties."""
-    value, _ = compute_loss(run.wrapped, batch, run.loss, label_smoothing=run.config.label_smoothing)
+    kind, is_mixed = run.accelerator.device.type, run.config.precision == "bf16"
+    with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
+        value, _ = compute_loss(run.wrapped, batch, run.loss, label_smoothing=run.config.label_smoothing)
     loss = float(value.detach())
     if not _is_finite(loss):
         raise _diverged(run, batch, where, loss)
