@@ -1,71 +1,26 @@
-"""What rows come to: tests, corrections, fronts, choices; grids from files; the page and the command."""
+"""What rows come to: tests, corrections, fronts, choices; grids from files; the command."""
 
 from __future__ import annotations
 
-import html.parser
+import dataclasses
 import itertools
 import json
 import math
-import re
-import shutil
 import statistics
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
 from secateur.cli.main import app
-from secateur.compare import Grid, Row
+from secateur.compare import Grid
 from secateur.compare.grids import PRESETS, read_grid
-from secateur.compare.page import draw_page, pareto_points
 from secateur.compare.statistics import corrected_t_test, holm
-from secateur.compare.summary import COSTS, pareto_front, summarise
+from secateur.compare.summary import highlights, pareto_front, summarise
 from secateur.errors import ConfigError, FileError
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-def rows_of(tests: dict[tuple[str, float], list[float]]) -> list[Row]:
-    """Rows by (pruning, budget); the n-th pruning costs n times as much."""
-    found = []
-    for n, ((pruning, budget), values) in enumerate(tests.items(), 1):
-        for fold, value in enumerate(values):
-            found.append(
-                Row(
-                    model="net",
-                    pruning=pruning,
-                    quantization="none",
-                    budget=budget,
-                    fold=fold,
-                    seed=0,
-                    measure="accuracy",
-                    train=value + 0.1,
-                    val=value,
-                    test=value,
-                    gap=0.1,
-                    test_over_train=0.5,
-                    params=n,
-                    macs=n,
-                    size_bytes=n,
-                    latency_ms=float(n),
-                    speedup=1.0,
-                    seconds=1.0,
-                )
-            )
-    return found
-
-
-ROWS = rows_of(
-    {
-        ("none", 1.0): [0.9, 0.92, 0.91],
-        ("l2", 0.5): [0.85, 0.9, 0.86],
-        ("random", 0.5): [0.5, 0.55, 0.4],
-        ("<b>odd</b>", 0.25): [0.3, 0.2, 0.25],
-    }
-)
+from .made_rows import ROWS, rows_of
 
 
 def test_corrected_test_is_the_plain_one_where_parts_do_not_overlap() -> None:
@@ -103,15 +58,37 @@ def test_front_is_what_nothing_beats() -> None:
 
 
 def test_lines_are_means_and_mark_the_best() -> None:
-    lines = {line.pruning: line for line in summarise(ROWS)}
-    assert lines["l2"].test == pytest.approx(statistics.mean([0.85, 0.9, 0.86]))
-    assert lines["l2"].test_std == pytest.approx(statistics.stdev([0.85, 0.9, 0.86]))
-    assert lines["l2"].p == corrected_t_test([0.85 - 0.9, 0.9 - 0.92, 0.86 - 0.91], 0.5)
-    assert [name for name, line in lines.items() if line.is_best] == ["l2", "<b>odd</b>"]
-    assert [name for name, line in lines.items() if line.pareto] == ["none"]
-    raw = [lines[name].p for name in ("l2", "random", "<b>odd</b>")]
-    assert [lines[name].p_holm for name in ("l2", "random", "<b>odd</b>")] == holm(raw)
-    assert lines["none"].p is None
+    lines = {line.technique: line for line in summarise(ROWS)}
+    l2 = lines["l2 0.5"]
+    assert l2.test == pytest.approx(statistics.mean([0.85, 0.9, 0.86]))
+    assert l2.test_std == pytest.approx(statistics.stdev([0.85, 0.9, 0.86]))
+    assert l2.qualities["f1"] == pytest.approx((l2.test / 2, l2.test_std / 2))
+    assert l2.qualities.keys() == {"accuracy", "f1"}
+    assert l2.p == corrected_t_test([0.85 - 0.9, 0.9 - 0.92, 0.86 - 0.91], 0.5)
+    assert [name for name, line in lines.items() if line.is_best] == ["<b>odd</b> 0.25", "l2 0.5 + binary"]
+    assert [name for name, line in lines.items() if line.pareto] == ["dense"]
+    others = [name for name in lines if name != "dense"]
+    assert [lines[name].p_holm for name in others] == holm([lines[name].p for name in others])
+    assert lines["dense"].p is None
+
+
+def test_equal_choices_go_by_the_loss_and_then_by_bytes() -> None:
+    def best(*losses: float | None) -> str:
+        names = [("none", "none", 1.0), ("a", "none", 0.5), ("b", "none", 0.5)]
+        rows = rows_of({name: [0.5, 0.5] for name in names})
+        by_name = {"none": None, "a": losses[0], "b": losses[1]}
+        lines = summarise([dataclasses.replace(row, val_loss=by_name[row.pruning]) for row in rows])
+        (found,) = [line.pruning for line in lines if line.is_best]
+        return found
+
+    assert best(0.2, 0.1) == "b"
+    assert best(0.1, 0.2) == "a"
+    assert best(0.1, 0.1) == best(None, None) == "a"  # the smaller one
+
+
+def test_highlights_are_dense_then_the_best_and_the_baselines_of_each_budget() -> None:
+    found = [line.technique for line in highlights(summarise(ROWS))]
+    assert found == ["dense", "l2 0.5 + binary", "random 0.5", "<b>odd</b> 0.25"]
 
 
 def test_a_grid_from_a_file_is_the_one_from_python(tmp_path: Path) -> None:
@@ -133,56 +110,6 @@ def test_the_mission_has_every_technique() -> None:
     assert {cell.pruning for cell in grid.cells()} >= {"none", "random", "l2", "taylor", "kl", "low_rank", "depth"}
     assert {cell.pruning for cell in grid.cells()} >= {"quantization_pruning", "structured_obs", "unstructured"}
     assert len({cell.quantization for cell in grid.cells()}) == 5
-
-
-class _Tags(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, Any]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-
-def test_the_page_holds_all_lines_and_asks_for_nothing() -> None:
-    lines = summarise(ROWS)
-    page = draw_page(lines, "3 cells")
-    tags = _Tags()
-    tags.feed(page)
-    links = [attrs[name] for _, attrs in tags.found for name in ("src", "href") if name in attrs]
-    assert links == ["data:,"]
-    assert sum(tag == "tr" for tag, _ in tags.found) == 1 + len(lines)
-    assert all(tag != "b" for tag, _ in tags.found)
-    assert page.count('id="plot-0"') == 1
-
-
-def test_points_of_a_plot_are_the_lines() -> None:
-    points = pareto_points(summarise(ROWS), "macs")
-    assert points.names == ("dense", "l2 0.5", "random 0.5", "<b>odd</b> 0.25")
-    assert points.x == (1.0, 2.0, 3.0, 4.0)
-    assert points.front == (0,)
-
-
-def test_a_browser_draws_the_page(tmp_path: Path) -> None:
-    """Headless Chromium renders a plot per cost and the sorted table, without a fault or a request."""
-    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on this machine")
-    path = tmp_path / "compare.html"
-    sort = '<script>document.querySelectorAll("th")[3].click()</script></body>'
-    path.write_text(draw_page(summarise(ROWS), "3 cells").replace("</body>", sort), encoding="utf-8")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000", "--dump-dom", path.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr
-    assert len(re.findall(r'class="subplot x\d?y\d?"', shown.stdout)) >= len(COSTS)
-    values = [
-        float(v)
-        for v in re.findall(r'<tr class="\w*">(?:<td[^>]*>[^<]*</td>){3}<td data-value="([^"]+)"', shown.stdout)
-    ]
-    assert values == sorted(values, reverse=True)
-    assert len(values) == len(ROWS) / 3
-    assert not re.findall(r"CONSOLE|ERR_", shown.stderr), shown.stderr
 
 
 def test_the_command_writes_rows_a_page_and_a_table(tmp_path: Path) -> None:

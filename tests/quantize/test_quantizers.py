@@ -86,6 +86,18 @@ def test_ternary_has_the_papers_threshold_and_the_best_scale_beyond_it(granulari
         torch.testing.assert_close(coded[places], expected)
 
 
+@pytest.mark.parametrize("kind", [q.Binary, q.Ternary], ids=lambda kind: kind.kind)
+def test_a_row_of_zeros_stays_zero_on_disk_too(kind: type[q.Quantizer]) -> None:
+    """Such as an embedding's padding: tiny numbers in its place would make subnormal products, which are slow."""
+    weight = normal(3, 8)
+    weight[1] = 0
+    coding = kind.fit(weight, q.PerChannel())
+    coded = coding(weight).detach()
+    assert not coded[1].any()
+    read = kind.blank(weight, coding.settings()).unpack(coding.pack(coded), (3, 8))
+    assert torch.equal(read, coded)
+
+
 def test_more_bits_lose_less() -> None:
     weight = normal(8, 64)
     codings = [q.Symmetric.fit(weight, q.PerChannel(), bits) for bits in range(2, 9)]

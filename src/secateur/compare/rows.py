@@ -27,6 +27,7 @@ class Row:
     reason: str = ""
     train: float | None = None  # on the samples that were trained on
     val: float | None = None  # on samples of the training part that were not: to choose by
+    val_loss: float | None = None  # cross-entropy on the same, which tells apart what is equally often right
     test: float | None = None  # on the fold's test part
     gap: float | None = None  # train - test, the generalization gap
     test_over_train: float | None = None  # samples of the test part over those of the training part

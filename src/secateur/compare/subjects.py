@@ -41,7 +41,7 @@ class Task(Protocol):
         ...
 
     def score(self, model: nn.Module, part: str) -> dict[str, float]:
-        """Measures of quality on "train", "val" or "test"."""
+        """Measures of quality on "train", "val" or "test"; "loss" where there is one."""
         ...
 
     @property
@@ -101,9 +101,9 @@ class Classification:
         return self.data
 
     def score(self, model: nn.Module, part: str) -> dict[str, float]:
-        """Accuracy, and macro precision, recall and F1."""
+        """Accuracy; macro precision, recall and F1; cross-entropy."""
         found = evaluate(model, self.data.parts()[part])
-        return {name: getattr(found, name) for name in ("accuracy", "precision", "recall", "f1")}
+        return {name: getattr(found, name) for name in ("accuracy", "precision", "recall", "f1", "loss")}
 
 
 @dataclass(frozen=True, kw_only=True)

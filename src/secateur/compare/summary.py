@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 from secateur.compare.rows import Row
 from secateur.compare.statistics import corrected_t_test, holm
-from secateur.compare.techniques import DENSE
+from secateur.compare.techniques import DENSE, RANDOM, SCRATCH
 
 COSTS = ("macs", "size_bytes", "latency_ms")
 """What quality is weighed against."""
+QUALITIES = ("accuracy", "precision", "recall", "f1", "adjusted_rand", "nmi", "purity")
+"""Measures on the test part; a task has some of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +28,13 @@ class Line:
     reason: str = ""  # why it was not carried out, on the first fold that it was not
     n: int = 0  # folds times seeds
     train: float | None = None
+    train_std: float | None = None
     val: float | None = None
+    val_std: float | None = None
+    val_loss: float | None = None
     test: float | None = None
     test_std: float | None = None
+    qualities: dict[str, tuple[float, float]] = field(default_factory=dict)  # of QUALITIES: mean, standard deviation
     gap: float | None = None
     gap_std: float | None = None
     difference: float | None = None  # of `test`, from dense
@@ -42,14 +48,25 @@ class Line:
     latency_ms: float | None = None
     latency_ms_std: float | None = None
     speedup: float | None = None
+    speedup_std: float | None = None
     seconds: float | None = None
-    is_best: bool = False  # of its model and budget by `val`, where ties keep the fewest bytes
+    seconds_std: float | None = None
+    is_best: bool = False  # of its model and budget: highest `val`, then lowest `val_loss`, then fewest bytes
     pareto: tuple[str, ...] = ()  # of COSTS: no other line of the model has as good a `test` for less
 
     @property
     def is_dense(self) -> bool:
         """True for what the others are compared with."""
         return (self.pruning, self.quantization) == (DENSE, DENSE)
+
+    @property
+    def technique(self) -> str:
+        """What was done, in a few words."""
+        if self.is_dense:
+            return "dense"
+        pruning = "" if self.pruning == DENSE else f"{self.pruning} {self.budget:g}"
+        quantization = "" if self.quantization == DENSE else self.quantization
+        return " + ".join(filter(None, (pruning, quantization)))
 
 
 def summarise(rows: Sequence[Row]) -> list[Line]:
@@ -63,6 +80,31 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
     for i, p in zip(tested, holm([lines[i].p or 0.0 for i in tested]), strict=True):
         lines[i] = replace(lines[i], p_holm=p)
     return _marked(lines)
+
+
+def highlights(lines: Sequence[Line]) -> list[Line]:
+    """Of one model: the dense network; then for each budget its best line, and random pruning and training from scratch
+    without quantization beside it.
+    """
+    done = [line for line in lines if line.n]
+    baselines = (RANDOM, SCRATCH)
+    found = [line for line in done if line.is_dense]
+    for budget in sorted({line.budget for line in done if line.budget < 1}, reverse=True):
+        of_budget = [line for line in done if line.budget == budget]
+        found += [line for line in of_budget if line.is_best]
+        found += [
+            line for line in of_budget if line.pruning in baselines and line.quantization == DENSE and not line.is_best
+        ]
+    return found
+
+
+def left_out(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines that were not carried out, by their reason."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.reason:
+            found.setdefault(line.reason, []).append(line)
+    return found
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -89,11 +131,23 @@ def _line(rows: Sequence[Row], dense: Sequence[Row]) -> Line:
     if line.reason:
         return line
     mean = {name: fmean(_numbers(rows, name)) for name in _MEANS}
-    spread = {f"{name}_std": _spread(_numbers(rows, name)) for name in ("test", "gap", *COSTS)}
+    spread = {f"{name}_std": _spread(_numbers(rows, name)) for name in _MEANS if name != "params"}
+    found = {name: _numbers(rows, name) for name in QUALITIES if getattr(first, name) is not None}
+    qualities = {name: (fmean(values), _spread(values)) for name, values in found.items()}
+    val_loss = None if first.val_loss is None else fmean(_numbers(rows, "val_loss"))
     apart = [a - b for a, b in zip(_numbers(rows, "test"), _numbers(dense, "test"), strict=True)]
     ratio = fmean(_numbers(rows, "test_over_train"))
     p = None if line.is_dense else corrected_t_test(apart, ratio)
-    return replace(line, n=len(rows), difference=fmean(apart), p=p, **mean, **spread)  # type: ignore[arg-type]
+    return replace(
+        line,
+        n=len(rows),
+        difference=fmean(apart),
+        p=p,
+        qualities=qualities,
+        val_loss=val_loss,
+        **mean,  # type: ignore[arg-type]
+        **spread,  # type: ignore[arg-type]
+    )
 
 
 _MEANS = ("train", "val", "test", "gap", "params", *COSTS, "speedup", "seconds")
@@ -119,6 +173,11 @@ def _marked(lines: Sequence[Line]) -> list[Line]:
                     found[i] = replace(found[i], pareto=(*found[i].pareto, cost))
         for budget in sorted({found[i].budget for i in of_model if found[i].budget < 1}):
             some = [i for i in of_model if found[i].budget == budget]
-            best = max(some, key=lambda i: (found[i].val or 0.0, -(found[i].size_bytes or 0.0)))
+            best = max(some, key=lambda i: _worth(found[i]))
             found[best] = replace(found[best], is_best=True)
     return found
+
+
+def _worth(line: Line) -> tuple[float, float, float]:
+    """What a budget's best is chosen by; validation parts are small, so that many are equally often right there."""
+    return line.val or 0.0, -(line.val_loss or 0.0), -(line.size_bytes or 0.0)

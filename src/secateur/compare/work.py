@@ -129,7 +129,9 @@ def _shrunk(cell: Cell, model: nn.Module, context: Context, task: Task) -> tuple
 def _scores(task: Task, model: nn.Module, measure: str) -> dict[str, float]:
     parts = {part: task.score(model, part) for part in ("train", "val", "test")}
     main = {part: found[measure] for part, found in parts.items()}
-    return {**parts["test"], **main, "gap": main["train"] - main["test"]}
+    losses = {part: found.pop("loss") for part, found in parts.items() if "loss" in found}
+    chosen_by = {"val_loss": losses["val"]} if losses else {}
+    return {**parts["test"], **main, **chosen_by, "gap": main["train"] - main["test"]}
 
 
 @contextmanager

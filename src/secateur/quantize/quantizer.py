@@ -67,7 +67,7 @@ class Quantizer(Coding):
         """The nearest levels times their scale."""
         view = self.granularity.view(weight)
         scale = self._scale_in_use(weight.numel() / max(1, self.scale.numel()))
-        values = {name: getattr(self, name) for name in self.stored} | {"scale": scale}
+        values = {name: getattr(self, name) for name in self.stored} | {"scale": scale.clamp_min(SMALLEST)}
         return (self.levels(view.to(scale.dtype), values) * scale).to(weight.dtype).reshape(weight.shape)
 
     def settings(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Quantizer(Coding):
         """codes or entropy: uint8, see `pack_codes`; and the stored buffers, the trained gain in the scale."""
         view = self.granularity.view(weight.detach())
         scale = self._scale_in_use(weight.numel() / max(1, self.scale.numel())).detach()
-        codes = ((view.to(scale.dtype) / scale).round() - self.lowest) / self.step
+        codes = ((view.to(scale.dtype) / scale.clamp_min(SMALLEST)).round() - self.lowest) / self.step
         values = {name: getattr(self, name) for name in self.stored}
         values["scale"] = scale.to(self.scale.dtype)
         return pack_codes(codes.reshape(-1).long(), self.n_codes) | {k: v.contiguous() for k, v in values.items()}
@@ -116,13 +116,14 @@ class Quantizer(Coding):
     def _scale_in_use(self, n_values: float) -> Tensor:
         """scale * 2 ^ gain, in float32 or more. The gain's gradient is divided by sqrt(n_values * highest level).
 
-        It takes the values that the scale's own dtype has, since that is how it will be stored.
+        It takes the values that the scale's own dtype has, since that is how it will be stored. Where it is 0, so is
+        every level times it: a tiny number in its place would make subnormal ones, which processors are slow at.
         """
         dtype = torch.promote_types(self.scale.dtype, torch.float32)
         factor = 1 / math.sqrt(max(1.0, n_values * (self.n_codes - 1) / 2))
         gain = self.gain.to(dtype)
         gain = gain * factor + (gain * (1 - factor)).detach()
-        return (self.scale.to(dtype) * torch.exp2(gain)).to(self.scale.dtype).to(dtype).clamp_min(SMALLEST)
+        return (self.scale.to(dtype) * torch.exp2(gain)).to(self.scale.dtype).to(dtype)
 
 
 def straight(values: Tensor, source: Tensor) -> Tensor:
