@@ -9,8 +9,11 @@ from torch import nn
 import secateur
 from secateur.boundary import plan_boundary
 from secateur.data import Words, renumbered
-from secateur.errors import DataError, PlanError
+from secateur.edits import Edits
+from secateur.errors import ConfigError, DataError, PlanError
 from secateur.models import KLDANet, TextCNN
+from secateur.steps import Context
+from secateur.steps import Words as WordsStep
 from secateur.vocabulary import WORD_SCORES, keep_best, plan_words, score_words
 
 COLUMNS = torch.tensor([[1.0, 0, 2, 0, 0], [0, 1, 1, 0, 0], [3, 0, 0, 1, 0]])
@@ -186,3 +189,39 @@ def test_what_does_not_fit_is_named():
 def test_best_words_are_sorted_and_ties_keep_the_lower():
     assert keep_best(torch.tensor([1.0, 2.0, 2.0, 0.0]), 1) == (1,)
     assert keep_best(torch.tensor([1.0, 2.0, 2.0, 0.0]), 3, always=[3]) == (1, 2, 3)
+
+
+def context(model, x):
+    return Context(dense=model, inputs=lambda n: x[:n], calibration=lambda: [x])
+
+
+@pytest.mark.parametrize("x", [COLUMNS, TOKENS], ids=["columns", "tokens"])
+def test_the_step_reads_the_same_samples_without_the_words_that_went(x):
+    model = network(x)
+    done = WordsStep(kept=0.6).run(model, context(model, x))
+    keep = done.facts["keep"]
+    size = 5 if x is COLUMNS else 7
+    assert len(keep) == round(0.6 * size)
+    without = x.clone()
+    for word in {*range(size)} - {*keep}:
+        if x is COLUMNS:
+            without[:, word] = 0
+        else:
+            without[x == word] = 1
+    torch.testing.assert_close(done.model(x), model(without))
+    assert sum(p.numel() for p in done.model.parameters()) < sum(p.numel() for p in model.parameters())
+    again = Edits.from_json(Edits().then(done.edit).to_json()).replay(network(x))
+    again.load_state_dict(done.model.state_dict())
+    assert torch.equal(again(x), done.model(x))
+
+
+def test_the_step_refuses_what_has_no_words_or_has_them_chosen():
+    model = network(COLUMNS)
+    small = WordsStep().run(model, context(model, COLUMNS)).model
+    with pytest.raises(ConfigError, match="chosen already"):
+        WordsStep().run(small, context(small, COLUMNS))
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ConfigError, match="Words are the columns"):
+        WordsStep().run(model, context(model, images))
+    with pytest.raises(ConfigError, match="kept=0 must lie"):
+        WordsStep(kept=0)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +16,10 @@ import pytest
 import torch
 
 import secateur.compare.run as run_module
-from secateur.compare import PRUNINGS, QUANTIZATIONS, Grid, Row, compare
+from secateur.compare import PRUNINGS, QUANTIZATIONS, CifarSubject, DigitsMLPSubject, Grid, Row, compare
 from secateur.compare.folds import cut_folds
 from secateur.compare.rows import rows_from_csv, rows_from_json, rows_to_csv, rows_to_json
-from secateur.compare.subjects import DigitsMLPSubject, texts_of
+from secateur.compare.subjects import texts_of
 from secateur.compare.work import scale_for, task_of, train_start
 from secateur.compression.config import MeasureConfig
 from secateur.errors import ConfigError, DataError, FileError
@@ -100,6 +105,30 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(
     assert without_times(again.rows) == without_times(done.rows)
 
 
+@pytest.mark.slow  # starts the command twice
+def test_a_command_that_is_killed_outright_goes_on(done: Any, tmp_path: Path) -> None:
+    """SIGKILL as soon as a few cells are there: nothing half-written is read, and only what is missing is done."""
+    (tmp_path / "grid.toml").write_text(
+        f"models = [{MODEL!r}]\nquantizations = ['none', 'int8_per_channel']\nfolds = 2\nn_calibration = 16\n"
+        "[measure]\nbatch_size = 4\nrepeats = 3\nmax_seconds = 0.02\nn_threads = 1\n"
+    )
+    command = [sys.executable, "-m", "secateur.cli", "compare", str(tmp_path / "grid.toml"), "--json"]
+    command += ["--output", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list(tmp_path.glob("out/cells/cell-*.json"))) < 3:
+            time.sleep(0.02)
+        process.kill()
+    n_kept = len(list(tmp_path.glob("out/cells/cell-*.json")))
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "rows.csv").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    effort = json.loads(again.stdout)["effort"]
+    assert (effort["n_cached"], effort["n_cells"]) == (n_kept, len(done.rows) - n_kept)
+    assert effort["n_trained"] == 0
+    found = rows_from_csv((tmp_path / "out" / "rows.csv").read_text())
+    assert without_times(found) == without_times(done.rows)
+
+
 @pytest.mark.slow  # two processes that import torch
 def test_processes_change_nothing(done: Any, tmp_path: Path) -> None:
     found = compare(TINY, tmp_path, n_jobs=2, progress=False)
@@ -134,11 +163,26 @@ def test_what_cannot_be_combined_says_why(tmp_path: Path) -> None:
     assert rows["unstructured", "none"].is_done
 
 
+def test_images_come_from_a_file_of_the_users(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    x = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    np.savez(path, x_train=x[:16], y_train=np.arange(16) % 2, x_val=x[16:], y_val=np.arange(8) % 2)
+    settings = {"data": str(path), "depth": 14, "width": 4, "epochs": 1, "finetune_epochs": 1, "batch_size": 8}
+    text = "cifar_resnet20?" + "&".join(f"{name}={value!r}" for name, value in settings.items())
+    assert CifarSubject(**settings).labels().tolist() == [*np.arange(16) % 2, *np.arange(8) % 2]
+    grid = dataclasses.replace(TINY, models=(text,), prunings=("depth",), quantizations=("none",), n_calibration=8)
+    rows = {row.pruning: row for row in compare(grid, tmp_path / "cells", progress=False).rows if row.fold == 0}
+    assert all(row.is_done for row in rows.values())
+    assert rows["scratch"].macs <= 0.5 * rows["none"].macs
+    with pytest.raises(ConfigError, match="Which images"):
+        Grid(models=("cifar_resnet20",))
+
+
 def test_every_technique_works_on_some_model(tmp_path: Path) -> None:
     grid = dataclasses.replace(
         TINY,
         models=("digits_mlp?epochs=1&finetune_epochs=1&width=16",),
-        prunings=tuple(PRUNINGS),
+        prunings=tuple(name for name in PRUNINGS if name != "vocabulary"),  # see the next test
         quantizations=tuple(QUANTIZATIONS),
         n_calibration=32,
     )
@@ -147,7 +191,7 @@ def test_every_technique_works_on_some_model(tmp_path: Path) -> None:
     for start in dict.fromkeys(s for c in cells for s in (c.start, c.dense)):
         train_start(start, grid, store)
     rows = [run_module.run_cell(cell, grid, store) for cell in cells]
-    assert {r.pruning for r in rows} == set(PRUNINGS)
+    assert {r.pruning for r in rows} == set(PRUNINGS) - {"vocabulary"}
     assert {r.quantization for r in rows} == set(QUANTIZATIONS)
     assert [r.reason for r in rows if not r.is_done] == []
 
@@ -155,7 +199,7 @@ def test_every_technique_works_on_some_model(tmp_path: Path) -> None:
 def test_klda_is_compared_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other classes for the same texts give the same networks; the measures are of clusters."""
     model = "klda?hidden=(8,8)&pretrain_epochs=4&epochs=1&finetune_epochs=1"
-    grid = dataclasses.replace(TINY, models=(model,), prunings=("kl",), quantizations=("none",))
+    grid = dataclasses.replace(TINY, models=(model,), prunings=("kl", "vocabulary"), quantizations=("none",))
     start = grid.cells()[0].start
     task, _ = task_of(start, grid)
     names = ("adjusted_rand", "nmi", "purity")
@@ -168,6 +212,8 @@ def test_klda_is_compared_without_labels(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.equal(task.splits(model_a).train.y, relabelled.splits(model_b).train.y)
     rows = compare(grid, tmp_path, progress=False).rows
     assert all(row.is_done and row.measure == "nmi" and row.accuracy is None for row in rows)
+    macs = {row.pruning: row.macs for row in rows}
+    assert macs["vocabulary"] == macs["none"] - 4 * 8  # half of the eight words, which eight hidden units read
 
 
 def test_vocabularies_come_from_the_training_part() -> None:

@@ -36,6 +36,7 @@ from secateur.steps import (
     Share,
     Sparsify,
     Step,
+    Words,
 )
 from secateur.steps.order import check_order
 
@@ -62,6 +63,7 @@ WAYS: list[Step] = [
     QuantizeInputs(method="symmetric", per="token"),
     Round(),
     Activate(function="threshold?value=0.01"),
+    Words(by="random"),
 ]
 
 

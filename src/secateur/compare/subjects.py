@@ -6,17 +6,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from secateur.compare.folds import Cut
-from secateur.data import ArrayDataset, DataSplits, ReadConfig, Words, channel_statistics, read_digits, read_texts
+from secateur.data import ArrayDataset, DataSplits, Words, read_texts
 from secateur.errors import FileError
 from secateur.measure import evaluate
-from secateur.models import digits_cnn, fruit_baskets, mlp, text_cnn
+from secateur.models import fruit_baskets, text_cnn
 from secateur.registry import Registry
 from secateur.steps import Finetune
 from secateur.train import TrainConfig, fit_
@@ -131,53 +130,6 @@ class Trained:
         return Classification(data=data, make=make, train=self.config(seed), finetune=Finetune(train=self.tuning(seed)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Digits(Trained):
-    """A network on scikit-learn's digits."""
-
-    measure: ClassVar[str] = "accuracy"
-
-    def labels(self) -> Tensor:
-        """(1797,) the digits."""
-        return _digits()[1]
-
-    def fingerprint(self) -> str:
-        """They come with scikit-learn and do not change."""
-        return "digits"
-
-    def cut(self, cut: Cut) -> DataSplits:
-        """Normalised by the training part's mean and standard deviation."""
-        x, y = _digits()
-        mean, std = channel_statistics(x[cut.train])
-        train, val, test = (ArrayDataset(x[i], y[i], mean=mean, std=std) for i in (cut.train, cut.val, cut.test))
-        return DataSplits(train, val, test, tuple(map(str, range(10))))
-
-
-@SUBJECTS.register("digits_cnn")
-@dataclass(frozen=True, kw_only=True)
-class DigitsCNNSubject(_Digits):
-    """The residual CNN on scikit-learn's digits."""
-
-    width: int = 16
-
-    def task(self, cut: Cut, seed: int) -> Task:
-        """See `Subject`."""
-        return self.learner(self.cut(cut), lambda scale: digits_cnn(width=scaled(self.width, scale)), seed)
-
-
-@SUBJECTS.register("digits_mlp")
-@dataclass(frozen=True, kw_only=True)
-class DigitsMLPSubject(_Digits):
-    """A multilayer perceptron on scikit-learn's digits. Hidden layers that give what they take can be dropped."""
-
-    width: int = 64
-    n_hidden: int = 3
-
-    def task(self, cut: Cut, seed: int) -> Task:
-        """See `Subject`."""
-        return self.learner(self.cut(cut), lambda scale: mlp(64, (scaled(self.width, scale),) * self.n_hidden), seed)
-
-
 @SUBJECTS.register("text_cnn")
 @dataclass(frozen=True, kw_only=True)
 class TextCNNSubject(Trained):
@@ -227,11 +179,6 @@ def scaled(width: int, scale: float) -> int:
 
 
 @lru_cache
-def _digits() -> tuple[Tensor, Tensor]:
-    return read_digits("", ReadConfig()).train
-
-
-@lru_cache
 def texts_of(data: str) -> tuple[list[str], Tensor, tuple[str, ...]]:
     """Texts, their classes as numbers, and the classes' names."""
     if data != FRUIT:
@@ -246,6 +193,7 @@ def fingerprint_of(data: str) -> str:
     if data == FRUIT:
         return data
     try:
-        return hashlib.sha256(Path(data).read_bytes()).hexdigest()
+        with open(data, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise FileError(f"The texts '{data}' can't be read: {error}.") from error
+        raise FileError(f"The samples '{data}' can't be read: {error}.") from error

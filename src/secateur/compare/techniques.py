@@ -14,7 +14,7 @@ from secateur.depth.blocks import find_blocks
 from secateur.errors import ConfigError
 from secateur.planning import PruneConfig
 from secateur.registry import Registry
-from secateur.steps import Drop, Factorize, Mix, Prune, Quantize, Sparsify, Step
+from secateur.steps import Drop, Factorize, Mix, Prune, Quantize, Sparsify, Step, Words
 from secateur.tensors import Inputs
 
 DENSE, RANDOM, SCRATCH = "none", "random", "scratch"
@@ -97,6 +97,12 @@ def mix(target: Target) -> tuple[Step, ...]:
 def sparsify(target: Target) -> tuple[Step, ...]:
     """The budget's part of the weights, those largest in magnitude; the rest is zero."""
     return (Sparsify(sparsity=1 - target.budget),)
+
+
+@PRUNINGS.register("vocabulary")
+def read_less(target: Target) -> tuple[Step, ...]:
+    """The budget's part of the words, those that predictions need most by their KL divergence."""
+    return (Words(kept=target.budget, seed=target.seed),)
 
 
 @PRUNINGS.register("depth")

@@ -49,22 +49,25 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 stem, three stages of (depth - 2) / 6 blocks at 16, 32 and 64 channels, global average, linear.
+    """A 3x3 stem, three stages of (depth - 2) / 6 blocks, global average, linear.
 
     Args:
         depth: layers with weights on the main path; 6 n + 2 for a whole n >= 1.
         n_classes: width of the output.
+        widths: channels of the stages, growing by even numbers: zeros are put on either side in the shortcuts.
     Takes (B, 3, 32, 32) float32, gives (B, n_classes) logits.
     Raises:
-        ConfigError: no such depth.
+        ConfigError: no such depth or widths.
     """
 
-    def __init__(self, depth: int = 20, n_classes: int = 10) -> None:
+    def __init__(self, depth: int = 20, n_classes: int = 10, widths: tuple[int, int, int] = STAGE_WIDTHS) -> None:
         super().__init__()
         n_blocks, rest = divmod(depth - 2, 6)
         if rest or n_blocks < 1:
             raise ConfigError(f"depth={depth} is not 6 n + 2. Known sizes: 20, 32, 44, 56, 110.")
-        w1, w2, w3 = STAGE_WIDTHS
+        w1, w2, w3 = widths
+        if not 0 < w1 <= w2 <= w3 or (w2 - w1) % 2 or (w3 - w2) % 2:
+            raise ConfigError(f"widths={widths} must grow from at least 1 by even numbers.")
         self.conv1 = nn.Conv2d(3, w1, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(w1)
         self.layer1 = _stage(w1, w1, n_blocks, stride=1)

@@ -14,6 +14,7 @@ from secateur.steps.quantize_inputs import QuantizeInputs
 from secateur.steps.round import Round
 from secateur.steps.share import Share
 from secateur.steps.sparsify import Sparsify
+from secateur.steps.words import Words
 
 __all__ = [
     "FORMS",
@@ -33,4 +34,5 @@ __all__ = [
     "Share",
     "Sparsify",
     "Step",
+    "Words",
 ]
