@@ -5,8 +5,8 @@ from __future__ import annotations
 from secateur.compression.config import CalibrationConfig, CompressConfig, MeasureConfig, SplitConfig
 from secateur.compression.job import Compressed, compress
 from secateur.compression.material import check_weights
-from secateur.compression.pipeline import Composed, StepReport, StepsReport, run_steps
-from secateur.compression.report import CompressReport, Measured
+from secateur.compression.pipeline import Composed, run_steps
+from secateur.compression.report import CompressReport, Measured, Report, StepReport, StepsReport
 
 __all__ = [
     "CalibrationConfig",
@@ -16,6 +16,7 @@ __all__ = [
     "Compressed",
     "MeasureConfig",
     "Measured",
+    "Report",
     "SplitConfig",
     "StepReport",
     "StepsReport",

@@ -9,17 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.allocate import Budget
+from secateur.coding import bake
 from secateur.compression.config import CompressConfig, SplitConfig
 from secateur.compression.material import Material, check_weights, context_of, read_material
-from secateur.compression.meter import Meter, how_timed, measured
+from secateur.compression.meter import Meter, measured, times
 from secateur.compression.report import CompressReport, Measured, versions
 from secateur.compression.search import Found, search_budget
 from secateur.edits import Edits
 from secateur.errors import ConfigError
-from secateur.measure import (
-    PairedLatency,
-    evaluate,
-)
+from secateur.measure import PairedLatency, evaluate
 from secateur.measure.modes import eval_mode
 from secateur.planning import Loss
 from secateur.plans import Plan
@@ -121,7 +119,7 @@ def _tune_and_measure(
     for name, found in quality.items():
         before, after = (dense, done.plan.cost_before, pair.dense), (small, done.plan.cost_after, pair.small)
         model, cost, timed = before if name == "dense" else after
-        stages[name] = measured(model, cost.macs, found, timed)
+        stages[name] = measured(model, bake(model), cost.macs, found, timed)
     return stages, pair
 
 
@@ -190,10 +188,7 @@ def _report(
         **stages,
         verify=str(proof),
         max_difference=proof.max_difference,
-        speedup=pair.speedup,
-        speedup_p25=pair.speedup_p25,
-        speedup_p75=pair.speedup_p75,
-        latency=how_timed(pair),
+        **times(pair),
         skipped=made.skipped,
         notes=(
             *made.notes,

@@ -49,28 +49,28 @@ class Meter:
         warmup = min(10, repeats)
         return paired_latency(self.dense, small, inputs, repeats=repeats, warmup=warmup, n_threads=threads)
 
-    def measured(self, model: nn.Module) -> tuple[Measured, PairedLatency]:
-        """Everything of one model, and its time beside the dense one. Coded weights are packed for the size alone."""
+    def measured(self, model: nn.Module) -> Measured:
+        """Everything of one model, timed beside the dense one. Coded weights are packed for the size alone."""
         plain = bake(model)
-        pair = self.pair(plain)
-        return measured(model, self._macs(plain), self.quality(plain), pair.small), pair
+        return measured(model, plain, self._macs(plain), self.quality(plain), self.pair(plain).small)
 
     def dense_beside(self, pair: PairedLatency) -> Measured:
         """Everything of the dense model, whose time was taken along with another one's."""
-        return measured(self.dense, self._macs(self.dense), self.quality(self.dense), pair.dense)
+        macs, quality = self._macs(self.dense), self.quality(self.dense)
+        return measured(self.dense, bake(self.dense), macs, quality, pair.dense)
 
     def _macs(self, model: nn.Module) -> int:
         return trace(model, self.inputs(1)).cost().macs
 
 
-def measured(model: nn.Module, macs: int, quality: Metrics | None, timed: Latency) -> Measured:
-    """Put together what was measured apart."""
+def measured(model: nn.Module, plain: nn.Module, macs: int, quality: Metrics | None, timed: Latency) -> Measured:
+    """Put together what was measured apart; `plain` is the model without codings (`bake`)."""
     return Measured(
         accuracy=None if quality is None else quality.accuracy,
         precision=None if quality is None else quality.precision,
         recall=None if quality is None else quality.recall,
         f1=None if quality is None else quality.f1,
-        params=count_parameters(bake(model)),
+        params=count_parameters(plain),
         macs=macs,
         size_bytes=size_bytes(model),
         latency_ms=timed.median_ms,
@@ -79,6 +79,12 @@ def measured(model: nn.Module, macs: int, quality: Metrics | None, timed: Latenc
     )
 
 
-def how_timed(pair: PairedLatency) -> dict[str, Any]:
-    """The setting that times are of."""
-    return {name: getattr(pair.small, name) for name in ("batch_size", "device", "dtype", "n_threads", "repeats")}
+def times(pair: PairedLatency) -> dict[str, Any]:
+    """The fields of a `Report` that a timing fills: the speedup with its quartiles, and the setting that it is of."""
+    setting = {name: getattr(pair.small, name) for name in ("batch_size", "device", "dtype", "n_threads", "repeats")}
+    return {
+        "speedup": pair.speedup,
+        "speedup_p25": pair.speedup_p25,
+        "speedup_p75": pair.speedup_p75,
+        "latency": setting,
+    }

@@ -14,8 +14,8 @@ from torch import nn
 from secateur.coding import bake, settle_
 from secateur.compression.config import CompressConfig
 from secateur.compression.material import check_weights, context_of, read_material
-from secateur.compression.meter import Meter, how_timed
-from secateur.compression.report import HEADER, Measured, latency_line, row, versions
+from secateur.compression.meter import Meter, times
+from secateur.compression.report import Measured, StepReport, StepsReport, versions
 from secateur.compression.resume import Progress
 from secateur.edits import Edits
 from secateur.files.decode import decode
@@ -24,62 +24,8 @@ from secateur.specs import to_spec
 from secateur.steps.base import Context, Done, Step
 from secateur.steps.order import check_order
 from secateur.surgery import copy_model
-from secateur.tables import text_table
 
 log = logging.getLogger("secateur")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """One step: what it left, what it says, how long it took."""
-
-    name: str
-    measured: Measured
-    skipped: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = ()
-    facts: dict[str, Any]
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepsReport:
-    """The dense model and the one after each step. `to_dict` is JSON."""
-
-    dense: Measured
-    steps: tuple[StepReport, ...]
-    speedup: float  # dense time / final time, median over alternating forwards
-    speedup_p25: float
-    speedup_p75: float
-    latency: dict[str, Any]  # batch_size, device, dtype, n_threads, repeats
-    n_samples: dict[str, int]
-    seeds: dict[str, int]
-    versions: dict[str, str]
-    seconds: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self)
-
-    def stages(self) -> dict[str, Measured]:
-        """The models that were measured, by name: "dense", "1 prune", …"""
-        return {"dense": self.dense, **{f"{i} {s.name}": s.measured for i, s in enumerate(self.steps, 1)}}
-
-    def latency_line(self) -> str:
-        """Say what the times mean, and the paired speedup."""
-        return latency_line(self.latency, self.speedup, self.speedup_p25, self.speedup_p75)
-
-    def further_lines(self) -> list[str]:
-        """What the steps say below the table, each with its number and name."""
-        lines = []
-        for i, step in enumerate(self.steps, 1):
-            lines += [f"{i} {step.name}: {note}" for note in step.notes]
-            if step.skipped:
-                lines.append(f"{i} {step.name}: left alone {len(step.skipped)}, the first {': '.join(step.skipped[0])}")
-        return lines
-
-    def __str__(self) -> str:
-        table = text_table(HEADER, [row(name, m) for name, m in self.stages().items()])
-        return "\n".join([table, self.latency_line(), *self.further_lines()])
 
 
 @dataclass(frozen=True)
@@ -132,7 +78,7 @@ def run_steps(
         inside = replace(context, checkpoint=None if store is None else store.inside(i))
         current, edits, done = carry_out(steps[i], current, edits, inside)
         seconds = time.perf_counter() - start
-        reports.append(_step_report(steps[i].name, done, meter.measured(current)[0], seconds))
+        reports.append(_step_report(steps[i].name, done, meter.measured(current), seconds))
         if store is not None:
             store.keep(current, edits, [asdict(r) for r in reports])
     pair = meter.pair(bake(current))
@@ -141,10 +87,7 @@ def run_steps(
     report = StepsReport(
         dense=meter.dense_beside(pair),
         steps=tuple(reports),
-        speedup=pair.speedup,
-        speedup_p25=pair.speedup_p25,
-        speedup_p75=pair.speedup_p75,
-        latency=how_timed(pair),
+        **times(pair),
         n_samples=material.sizes(),
         seeds={"split": config.split.seed, "calibration": config.prune.seed},
         versions=versions(),

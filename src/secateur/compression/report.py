@@ -1,8 +1,9 @@
-"""What `compress` measured, as plain data."""
+"""What `compress` and `run_steps` measured, as plain data."""
 
 from __future__ import annotations
 
 import platform
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,51 +25,77 @@ class Measured:
     params: int
     macs: int  # of one sample
     size_bytes: int  # of the safetensors file
-    latency_ms: float  # median of one forward; batch and device are in `CompressReport.latency`
+    latency_ms: float  # median of one forward; batch and device are in `Report.latency`
     latency_p25_ms: float
     latency_p75_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressReport:
-    """Before, between and after, and how it came about. `to_dict` is JSON.
+class Report(ABC):
+    """What every report holds: the dense model, the time of the last one beside it, and what the numbers depend on.
 
-    Dense and small models are timed in turn, once: pruned and fine-tuned are one network with other weights.
+    `to_dict` is JSON.
     """
 
     dense: Measured
-    pruned: Measured
-    finetuned: Measured | None  # None where nothing was fine-tuned
-    verify: str
-    max_difference: float | None  # see `VerifyReport`
     speedup: float  # dense time / small time, median over alternating forwards
     speedup_p25: float
     speedup_p75: float
     latency: dict[str, Any]  # batch_size, device, dtype, n_threads, repeats
-    budget: dict[str, float]
-    tries: tuple[Try, ...]  # of a budget on a metric, in order
-    skipped: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
     n_samples: dict[str, int]
     seeds: dict[str, int]
     versions: dict[str, str]
     seconds: dict[str, float]
 
+    @abstractmethod
+    def stages(self) -> dict[str, Measured]:
+        """Return the models that were measured, by name; the dense one is the first."""
+
+    @abstractmethod
+    def further_lines(self) -> list[str]:
+        """What there is to say below the table of models."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return asdict(self)
 
-    def stages(self) -> dict[str, Measured]:
-        """Return the models that were measured, by name."""
-        found = {"dense": self.dense, "pruned": self.pruned, "finetuned": self.finetuned}
-        return {name: measured for name, measured in found.items() if measured is not None}
+    def latency_line(self) -> str:
+        """Say what the times mean, and the paired speedup with its quartiles."""
+        how = self.latency
+        return (
+            f"latency per batch of {how['batch_size']} on {how['device']}, {how['dtype']}, {how['n_threads']} threads,"
+            f" {how['repeats']} runs; {self.speedup:.2f}x as fast as the dense model"
+            f" [{self.speedup_p25:.2f}, {self.speedup_p75:.2f}]"
+        )
 
     def __str__(self) -> str:
         table = text_table(HEADER, [row(name, m) for name, m in self.stages().items()])
         return "\n".join([table, self.latency_line(), *self.further_lines()])
 
+
+@dataclass(frozen=True, kw_only=True)
+class CompressReport(Report):
+    """Before, between and after `compress`, and how it came about.
+
+    Dense and small models are timed in turn, once: pruned and fine-tuned are one network with other weights.
+    """
+
+    pruned: Measured
+    finetuned: Measured | None  # None where nothing was fine-tuned
+    verify: str
+    max_difference: float | None  # see `VerifyReport`
+    budget: dict[str, float]
+    tries: tuple[Try, ...]  # of a budget on a metric, in order
+    skipped: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+    def stages(self) -> dict[str, Measured]:
+        """`dense`, `pruned`, and `finetuned` where there is one."""
+        found = {"dense": self.dense, "pruned": self.pruned, "finetuned": self.finetuned}
+        return {name: measured for name, measured in found.items() if measured is not None}
+
     def further_lines(self) -> list[str]:
-        """What there is to say below the table: the search, the proof, the notes."""
+        """The search, the proof, the notes."""
         tried = [self.search_line()] if self.tries else []
         return [*tried, self.verify, *(f"note: {note}" for note in self.notes)]
 
@@ -77,17 +104,37 @@ class CompressReport:
         tried = ", ".join(f"{t.kept:.3f} ({t.drop_points:.2f}{'' if t.is_met else ' too many'})" for t in self.tries)
         return f"tried on validation data, MACs kept and points lost: {tried}"
 
-    def latency_line(self) -> str:
-        """Say what the times mean, and the paired speedup."""
-        return latency_line(self.latency, self.speedup, self.speedup_p25, self.speedup_p75)
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One step: what it left, what it says, how long it took."""
+
+    name: str
+    measured: Measured
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any]
+    seconds: float
 
 
-def latency_line(how: dict[str, Any], speedup: float, p25: float, p75: float) -> str:
-    """Say what times mean, and the paired speedup with its quartiles."""
-    return (
-        f"latency per batch of {how['batch_size']} on {how['device']}, {how['dtype']}, {how['n_threads']} threads,"
-        f" {how['repeats']} runs; {speedup:.2f}x as fast as the dense model [{p25:.2f}, {p75:.2f}]"
-    )
+@dataclass(frozen=True, kw_only=True)
+class StepsReport(Report):
+    """The dense model and the one after each step."""
+
+    steps: tuple[StepReport, ...]
+
+    def stages(self) -> dict[str, Measured]:
+        """`dense`, `1 prune`, …"""
+        return {"dense": self.dense, **{f"{i} {s.name}": s.measured for i, s in enumerate(self.steps, 1)}}
+
+    def further_lines(self) -> list[str]:
+        """What the steps say, each with its number and name."""
+        lines = []
+        for i, step in enumerate(self.steps, 1):
+            lines += [f"{i} {step.name}: {note}" for note in step.notes]
+            if step.skipped:
+                lines.append(f"{i} {step.name}: left alone {len(step.skipped)}, the first {': '.join(step.skipped[0])}")
+        return lines
 
 
 HEADER = ("model", "accuracy", "F1", "params", "MACs", "bytes", "latency ms", "25 % to 75 %")
