@@ -1,1 +1,1 @@
-"""The command line: `secateur demo | inspect | prune | compress | evaluate | measure | export | recipe`."""
+"""The command line, `secateur COMMAND`: `main` lists the commands, each has a file of its name."""

@@ -9,15 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli.opening import open_model
-from secateur.cli.options import (
-    ForceOption,
-    JsonOption,
-    ShapeOption,
-    SourceArgument,
-    TrustOption,
-    WeightsOption,
-    read_shape,
-)
+from secateur.cli.options import ForceOption, JsonOption, ShapeOption, SourceArgument, TrustOption, WeightsOption
 from secateur.cli.output import print_json, print_line
 
 
@@ -52,4 +44,4 @@ def _open(source: str, input_shape: str | None, weights: Path | None, *, trust_s
         model: Any = load_folder(source[3:])
         return model, example_inputs(model, model.config)
     opened = open_model(source, weights=weights, trust_source=trust_source)
-    return opened.model, opened.inputs(None if input_shape is None else read_shape(input_shape))
+    return opened.model, opened.inputs(input_shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.cli.opening import open_model
-from secateur.cli.options import JsonOption, ShapeOption, SourceArgument, TrustOption, WeightsOption, read_shape
+from secateur.cli.options import JsonOption, ShapeOption, SourceArgument, TrustOption, WeightsOption
 from secateur.cli.output import print_json, print_line, print_table
 from secateur.errors import ConfigError
 from secateur.graph import Graph, trace
@@ -26,7 +26,7 @@ def inspect(
         graph = _trace_folder(source[3:], has_options=weights is not None or input_shape is not None)
     else:
         opened = open_model(source, weights=weights, trust_source=trust_source)
-        graph = trace(opened.model, opened.inputs(None if input_shape is None else read_shape(input_shape)))
+        graph = trace(opened.model, opened.inputs(input_shape))
     if json:
         print_json(_to_dict(graph))
         return

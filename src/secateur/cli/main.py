@@ -59,12 +59,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Make trained neural networks smaller and faster, and see what that did.",
 )
-for command in (compress.demo, inspect.inspect, prune.prune, compress.compress, evaluate.evaluate, measure.measure):
+for command in (
+    *(compress.demo, inspect.inspect, prune.prune, sparsify.sparsify, compress.compress),
+    *(evaluate.evaluate, measure.measure, compare.compare, export.export, recipe.recipe),
+):
     app.command()(command)
-app.command()(sparsify.sparsify)
-app.command()(compare.compare)
-app.command()(export.export)
-app.command()(recipe.recipe)
 
 
 def _print_version(is_asked: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.cli.opening import open_model
-from secateur.cli.options import JsonOption, ShapeOption, SourceArgument, TrustOption, WeightsOption, read_shape
+from secateur.cli.options import JsonOption, ShapeOption, SourceArgument, TrustOption, WeightsOption
 from secateur.cli.output import print_json, print_line, print_table
 
 
@@ -35,7 +35,7 @@ def measure(
     for name in wanted:
         RUNTIMES[name]  # an unknown one is refused before the slow steps
     opened = open_model(source, weights=weights, trust_source=trust_source)
-    example = opened.inputs(None if input_shape is None else read_shape(input_shape))
+    example = opened.inputs(input_shape)
     batch = pytree.tree_map_only(Tensor, lambda t: _batch(t, batch_size), example)
     models = {source: opened.model}
     if versus is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.compression import check_weights
+from secateur.cli.options import read_shape
+from secateur.compression import CalibrationConfig, check_weights
 from secateur.data import DataSplits, ReadConfig, load_data
+from secateur.data.batches import calibration_batches
 from secateur.edits import Edits
 from secateur.errors import CaptureError, ConfigError
 from secateur.files import load_weights, open_folder
@@ -31,10 +34,14 @@ class Opened:
     edits: Edits = Edits()
     recipe: Recipe | None = None
 
-    def inputs(self, shape: tuple[int, ...] | None = None, data: DataSplits | None = None) -> Any:
-        """Return example inputs: of a shape, of the data, of the saved plan, or what the source usually takes."""
+    def inputs(self, shape: str | None = None, data: DataSplits | None = None) -> Any:
+        """Example inputs: of a shape (`1,3,224,224`), of the data, of the saved plan, or what the source usually takes.
+
+        Raises:
+            ConfigError: the text is no shape; or there is none, and nothing else says what the model takes.
+        """
         if shape is not None:
-            return torch.zeros(shape)
+            return torch.zeros(read_shape(shape))
         if data is not None:
             return data.train.fetch([0])[0]
         if self.edits.inputs is not None:
@@ -84,6 +91,11 @@ def open_data(text: str | None, seed: int | None, opened: Opened) -> DataSplits:
     else:
         config = dataclasses.replace(config, source=text)
     return read_data(config if seed is None else dataclasses.replace(config, seed=seed), read)
+
+
+def open_calibration(data: DataSplits | None, seed: int) -> Iterator[Any] | None:
+    """Batches of training samples to measure on, as many as `compress` takes by default; None without data."""
+    return None if data is None else calibration_batches(data.train, CalibrationConfig().n_samples, seed=seed)
 
 
 def read_data(config: DataConfig, read: ReadConfig) -> DataSplits:

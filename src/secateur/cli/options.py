@@ -23,6 +23,9 @@ DataOption = Annotated[str | None, typer.Option("--data", help="digits, npz:FILE
 TrustOption = Annotated[
     bool, typer.Option("--trust-source", help="Let a saved folder run the python: source that it names.")
 ]
+IgnoreOption = Annotated[
+    list[str] | None, typer.Option("--ignore", help="Modules to leave alone, such as 'head.*'; repeatable.")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite a saved model.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from secateur.allocate import ALLOCATIONS, Budget, make_method
-from secateur.cli.opening import Opened, open_data, open_model
+from secateur.cli.opening import Opened, open_calibration, open_data, open_model
 from secateur.cli.options import (
     DataOption,
     ForceOption,
+    IgnoreOption,
     JsonOption,
     ShapeOption,
     SourceArgument,
     TrustOption,
     WeightsOption,
     read_budget,
-    read_shape,
 )
 from secateur.cli.output import print_json, print_line, print_table
-from secateur.compression.config import CalibrationConfig
 from secateur.criteria import CRITERIA
-from secateur.data import DataSplits
 from secateur.edits import Prune
 from secateur.errors import ConfigError, VerifyError
 from secateur.files import check_target, save
@@ -52,7 +50,7 @@ def prune(
     method: Annotated[
         str, typer.Option(help=f"What chooses counts, as in 'top_n?n=16': {', '.join(sorted(ALLOCATIONS))}.")
     ] = "uniform",
-    ignore: Annotated[list[str] | None, typer.Option(help="Modules to leave alone, such as 'head.*'.")] = None,
+    ignore: IgnoreOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
     input_shape: ShapeOption = None,
@@ -79,9 +77,9 @@ def prune(
     check_target(output.absolute(), overwrite=force)
     opened = open_model(source, weights=weights, seed=seed, trust_source=trust_source)
     splits = None if data is None else open_data(data, seed, opened)
-    inputs = opened.inputs(None if input_shape is None else read_shape(input_shape), splits)
+    inputs = opened.inputs(input_shape, splits)
     log.info("planning")
-    made = plan(opened.model, inputs, asked, config, data=_calibration(splits, seed))
+    made = plan(opened.model, inputs, asked, config, data=open_calibration(splits, seed))
     log.info("applying and verifying")
     small = apply(opened.model, made, verify=False)
     proof = verify(opened.model, small, made)
@@ -104,12 +102,6 @@ def _prune_folder(
         print_json(report.to_dict())
     else:
         print_line(str(report))
-
-
-def _calibration(splits: DataSplits | None, seed: int) -> Any:
-    from secateur.data.batches import calibration_batches
-
-    return None if splits is None else calibration_batches(splits.train, CalibrationConfig().n_samples, seed=seed)
 
 
 def _print(opened: Opened, made: Plan, proof: VerifyReport, output: Path, *, is_json: bool) -> None:

@@ -9,20 +9,18 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.opening import open_data, open_model
+from secateur.cli.opening import open_calibration, open_data, open_model
 from secateur.cli.options import (
     DataOption,
     ForceOption,
+    IgnoreOption,
     JsonOption,
     ShapeOption,
     SourceArgument,
     TrustOption,
     WeightsOption,
-    read_shape,
 )
 from secateur.cli.output import print_json, print_line, print_table
-from secateur.compression.config import CalibrationConfig
-from secateur.data.batches import calibration_batches
 from secateur.files import check_target, save
 from secateur.sparsity import PATTERNS, SCOPES, SCORES
 from secateur.specs import to_spec
@@ -48,7 +46,7 @@ def sparsify(
     scope: Annotated[
         str | None, typer.Option(help=f"What is compared; default: as its paper does: {', '.join(sorted(SCOPES))}.")
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Modules to leave alone, such as 'head.*'.")] = None,
+    ignore: IgnoreOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
     input_shape: ShapeOption = None,
@@ -62,10 +60,9 @@ def sparsify(
     check_target(output.absolute(), overwrite=force)
     opened = open_model(source, weights=weights, seed=seed, trust_source=trust_source)
     splits = None if data is None else open_data(data, seed, opened)
-    inputs = opened.inputs(None if input_shape is None else read_shape(input_shape), splits)
-    batches = None if splits is None else calibration_batches(splits.train, CalibrationConfig().n_samples, seed=seed)
+    inputs = opened.inputs(input_shape, splits)
     log.info("sparsifying")
-    done = run_sparsify(opened.model, batches, step)
+    done = run_sparsify(opened.model, open_calibration(splits, seed), step)
     edits = opened.edits if done.edit is None else opened.edits.then(done.edit)
     if edits.inputs is None:
         edits = dataclasses.replace(edits, inputs=to_spec(inputs))
