@@ -1,30 +1,27 @@
 """Language models with weights of few bits, without training: perplexity and bytes by bits, granularity and method.
 
-Models, text and windows are those of `llm_sparsity.py`. All linear layers inside the decoder layers are quantized;
+Models, text and windows are those of `language_models.py`. All linear layers inside the decoder layers are quantized;
 embeddings and head stay float32. Their bits count codes (packed or entropy-coded, whichever is smaller) and scales.
 With `--inputs`, what these layers read is rounded to 8 bits too (simulated), by ranges per tensor or of each token.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm_sparsity import load
+from language_models import Batch, arguments, draw, load, perplexity
 from rows import machine, read_rows, write_rows
 from secateur.coding import bake
 from secateur.measure import size_bytes
 from secateur.quantize.inputs import PER
 from secateur.steps import Context, Quantize, QuantizeInputs
 from secateur.steps.quantize import quantize
-from transformers_no_training import perplexity
 
 ENDS = ("*lm_head", "*embed_tokens")
 STEPS = {"rounded": Quantize(ignore=ENDS), "gptq": Quantize(ignore=ENDS, gptq=True)}
@@ -37,9 +34,7 @@ def decoder_weights(model: nn.Module) -> int:
     return sum(m.weight.numel() for fqn, m in modules if isinstance(m, nn.Linear) and ".layers." in fqn)
 
 
-def run(
-    model: nn.Module, batches: list[dict[str, Tensor]], test: Tensor, step: Quantize, inputs: str
-) -> dict[str, Any]:
+def run(model: nn.Module, batches: list[Batch], test: Tensor, step: Quantize, inputs: str) -> dict[str, Any]:
     """Quantize a copy and measure it."""
     start = time.perf_counter()
     made = quantize(model, batches, step).model
@@ -54,24 +49,15 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["smollm2", "tiny"], required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="Hugging Face folder of the model")
-    parser.add_argument("--data", type=Path, help="folder with the text files; not for tiny")
-    parser.add_argument("--samples", type=int, default=16, help="calibration windows")
-    parser.add_argument("--length", type=int, default=256, help="their tokens")
-    parser.add_argument("--batch", type=int, default=4, help="how many of them are one batch")
-    parser.add_argument("--windows", type=int, default=12, help="that perplexity is measured on")
-    parser.add_argument("--methods", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser = arguments(__doc__, STEPS, samples=16, length=256, windows=12)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--granularities", nargs="+", default=["per_channel", "per_group?group_size=64"])
     parser.add_argument("--inputs", nargs="+", default=["float"], choices=["float", *PER])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     model, pool, test = load(args)
+    test = test[: args.windows]
     base = {k: v for k, v in vars(args).items() if k in ("model", "samples", "threads")}
     base |= {"length": pool.shape[1], "windows": len(test)}
     name = f"llm_bits_{args.model}"
@@ -91,8 +77,7 @@ def main() -> None:
     done = [tuple(row.get(key) for key in COLUMNS[:5]) for row in rows]
     choices = args.bits, args.granularities, args.methods, args.inputs
     for seed in args.seeds:
-        drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: args.samples]
-        batches = [{"input_ids": ids} for ids in pool[drawn].split(args.batch)]
+        batches = draw(pool, args, seed)
         for bits, granularity, method, inputs in itertools.product(*choices):
             if (key := (method, bits, granularity, inputs, seed)) in done:
                 continue

@@ -1,32 +1,25 @@
 """Language models with half of their weights at zero, without training: perplexity by method, ours beside a plain one.
 
-`smollm2`: SmolLM2-135M. Measured: perplexity of the first windows of 512 tokens of WikiText-2 test, each on its own.
-Calibration: windows of its validation text, drawn by the seed.
-`tiny`: any small causal model with `samples.npz` (`ids`): calibration on the first half, perplexity of the second.
-
-All linear layers inside the decoder layers become sparse; embeddings and head stay. The plain references follow the
-papers in the most direct way, on their own loop over decoder layers, and share no code with the package.
+Models and text are those of `language_models.py`; the first test windows are measured on, and the seed draws those to
+calibrate on. All linear layers inside the decoder layers become sparse; embeddings and head stay. The plain references
+follow the papers in the most direct way, on their own loop over decoder layers, and share no code with the package.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import secateur
+from language_models import Batch, Logits, arguments, draw, load, perplexity
 from rows import machine, read_rows, write_rows
-from transformers_no_training import WINDOW, Logits, perplexity, read_text, windows_of
 
-Batch = dict[str, Tensor]
 Prune = Callable[[Tensor, Tensor, tuple[int, int] | None], Tensor]
 """Of a weight (out, in), H = sum of x x^T over its inputs, and (n, m) or None: the sparse weight."""
 
@@ -132,24 +125,6 @@ PLAIN: dict[str, Prune] = {"magnitude": plain_magnitude, "wanda": plain_wanda, "
 PATTERNS: dict[str, tuple[int, int] | None] = {"unstructured": None, "2:4": (2, 4)}
 
 
-def load(args: argparse.Namespace) -> tuple[Logits, Tensor, Tensor]:
-    """The model, windows to calibrate on and windows to measure on."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = Logits(AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)).eval()
-    if args.model == "tiny":
-        ids = torch.from_numpy(np.load(args.folder / "samples.npz")["ids"].astype("int64"))
-        pool, test = ids.split(len(ids) // 2)
-        return model, pool, test[: args.windows]
-    tokenizer = AutoTokenizer.from_pretrained(args.folder)
-    texts = (read_text(args.data / f"wikitext2_{part}.txt.gz") for part in ("valid", "test"))
-    pool, test = (
-        windows_of(torch.tensor(tokenizer(text)["input_ids"]), length)
-        for text, length in zip(texts, (args.length, WINDOW), strict=True)
-    )
-    return model, pool, test[: args.windows]
-
-
 def sparsity_of(model: nn.Module) -> float:
     """The fraction of zeros in the linear layers of the decoder layers."""
     weights = [m.weight for name, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in name]
@@ -174,21 +149,11 @@ def run(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["smollm2", "tiny"], required=True)
-    parser.add_argument("--folder", type=Path, required=True, help="Hugging Face folder of the model")
-    parser.add_argument("--data", type=Path, help="folder with the text files; not for tiny")
-    parser.add_argument("--samples", type=int, default=64, help="calibration windows")
-    parser.add_argument("--length", type=int, default=512, help="their tokens")
-    parser.add_argument("--batch", type=int, default=4, help="how many of them are one batch")
-    parser.add_argument("--windows", type=int, default=128, help="that perplexity is measured on")
-    parser.add_argument("--methods", nargs="+", default=list(PLAIN), choices=list(PLAIN))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = arguments(__doc__, PLAIN, samples=64, length=512, windows=128).parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     model, pool, test = load(args)
+    test = test[: args.windows]
     base = {k: v for k, v in vars(args).items() if k in ("model", "samples", "length", "threads")}
     base |= {"length": pool.shape[1], "windows": len(test), "machine": machine("transformers")}
     settings = [key for key in base if key != "machine"]
@@ -197,8 +162,7 @@ def main() -> None:
     if not rows:
         rows = [{**base, "method": "dense", "pattern": None, "sparsity": 0.0, **perplexity(model, test)}]
     for seed in args.seeds:
-        drawn = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: args.samples]
-        batches = [{"input_ids": ids} for ids in pool[drawn].split(args.batch)]
+        batches = draw(pool, args, seed)
         done = {(row["method"], row["pattern"]) for row in rows if row.get("seed") == seed}
         for row, made in run(model, batches, args.methods, done):
             measured = {"sparsity": sparsity_of(made), **perplexity(made, test)}

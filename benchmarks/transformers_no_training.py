@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 import secateur
+from language_models import draw, load, next_token_loss, perplexity
 from rows import machine, read_rows, write_rows
 from secateur.allocate import ErrorCurve, Lagrangian
 from secateur.compensation import CompensateConfig, ReconstructConfig, compensate_
@@ -39,7 +39,6 @@ from secateur.planning import plan_graph
 from secateur.repair import repair
 
 PROBE_TOKENS = 128  # longest sentence that is embedded
-WINDOW = 512  # tokens over which perplexity is measured
 N_AG_TRAIN = 6000
 SETTINGS = (
     *("model", "samples", "length", "batch", "curve_batches", "levels", "probes", "windows"),
@@ -60,17 +59,6 @@ class MeanPooled(nn.Module):
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         there = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * there).sum(1) / there.sum(1)
-
-
-class Logits(nn.Module):
-    """A causal model's logits alone."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, use_cache=False).logits
 
 
 @dataclass
@@ -94,12 +82,6 @@ def read_table(path: Path) -> tuple[list[str], np.ndarray]:
     with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
         found = list(csv.DictReader(lines))
     return [row["text"] for row in found], np.array([int(row["label"]) for row in found])
-
-
-def read_text(path: Path) -> str:
-    """A gzipped text."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return lines.read()
 
 
 class Sentences:
@@ -156,23 +138,6 @@ class Sentences:
         return [{"input_ids": i, "attention_mask": m} for i, m in pairs]
 
 
-def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean cross-entropy of each token given those before it, in nats."""
-    return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-
-
-def perplexity(model: nn.Module, windows: Tensor) -> Measured:
-    """exp of the mean loss over windows (n, length), each on its own."""
-    with torch.no_grad():
-        losses = [float(next_token_loss(model(w), w)) for w in windows.split(1)]
-    return {"perplexity": math.exp(sum(losses) / len(losses))}
-
-
-def windows_of(ids: Tensor, length: int) -> Tensor:
-    """Windows one after another, (n, length); what is left at the end is left out."""
-    return ids[: len(ids) // length * length].view(-1, length)
-
-
 def load_minilm(args: argparse.Namespace) -> Callable[[int], Task]:
     from transformers import AutoModel, AutoTokenizer
 
@@ -194,34 +159,17 @@ def load_minilm(args: argparse.Namespace) -> Callable[[int], Task]:
 
 
 def load_causal(args: argparse.Namespace) -> Callable[[int], Task]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    gguf = {"gguf_file": args.gguf} if args.gguf else {}
-    model = Logits(AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32, **gguf)).eval()
-    if args.model == "tiny":
-        samples = torch.from_numpy(np.load(args.folder / "samples.npz")["ids"].astype("int64"))
-        pool, test = samples.split(len(samples) // 2)
-        pool = pool[:, : args.length]
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(args.folder, **gguf)
-        pool, test = (
-            windows_of(torch.tensor(tokenizer(read_text(path))["input_ids"]), length)
-            for path, length in (
-                (args.data / "wikitext2_valid.txt.gz", args.length),
-                (args.data / "wikitext2_test.txt.gz", WINDOW),
-            )
-        )
+    model, pool, test = load(args, args.gguf)
+    if args.model != "tiny":
         test = test[: args.windows]
     inside = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name)
     share = inside / sum(p.numel() for p in model.parameters())
 
     def task(seed: int) -> Task:
-        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[: args.samples]
-        batches = [{"input_ids": ids} for ids in pool[order].split(args.batch)]
         elimination = Elimination(distance="kl", levels=tuple(args.levels), n_probe=args.probes)
         return Task(
             model,
-            batches,
+            draw(pool, args, seed),
             lambda f: secateur.Budget(params=1 - (1 - f) * share),
             lambda m, _: perplexity(m, test),
             elimination,
@@ -340,17 +288,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     base = {k: v for k, v in vars(args).items() if k in SETTINGS}
     base |= {"machine": machine("transformers", "scikit-learn")}
-    load = LOADERS[args.model](args)
+    task_of = LOADERS[args.model](args)
     name = f"transformers_{args.model}"
     rows = read_rows(name) if args.append else []
     if not rows:
-        first = load(args.seeds[0])
+        first = task_of(args.seeds[0])
         rows = [{**base, "method": "dense", "keep": 1.0, **first.measure(first.model, "dense")}]
         print(rows[0], flush=True)
     measured = [k for k in rows[0] if k not in (*base, "method", "keep")]
     columns = ("method", "keep", "seed", "samples", "params", "macs", *measured, "curves s", "compensate s")
     for seed in args.seeds:
-        for row in run(load(seed), args, seed):
+        for row in run(task_of(seed), args, seed):
             rows.append({**base, "seed": seed, **row})
             print({k: v for k, v in rows[-1].items() if k not in base}, flush=True)
             write_rows(name, rows, columns)
