@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.coding import codable
 from secateur.layers import gram, layers_of, sum_over_inputs
-from secateur.streaming import find_blocks, stages
+from secateur.streaming import find_chain, stages, sums_by_stage
 
 
 class Residual(nn.Module):
@@ -52,13 +53,19 @@ def net(**settings: bool) -> Net:
 BATCHES = list(torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0)))
 
 
+def sums(model: nn.Module, batches: list[Any], blocks: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """The Gram matrix of each layer by key, stage by stage."""
+    layers, _ = layers_of(model, codable(model)[0])
+    return ((layer.key, total) for layer, total in sums_by_stage(model, batches, blocks, layers, gram))
+
+
 def test_blocks_are_found_by_what_they_hold() -> None:
-    assert find_blocks(net(), BATCHES[0]) == ["blocks.0", "blocks.1", "blocks.2"]
-    assert find_blocks(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), BATCHES[0]) == []
+    assert find_chain(net(), BATCHES[0]) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert find_chain(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), BATCHES[0]) == []
 
 
 def test_blocks_that_read_more_than_the_one_before_gives_are_no_chain() -> None:
-    assert find_blocks(net(skips=True), BATCHES[0]) == ["blocks.0", "blocks.1", "blocks.2"]  # it skips from the stem
+    assert find_chain(net(skips=True), BATCHES[0]) == ["blocks.0", "blocks.1", "blocks.2"]  # it skips from the stem
 
     class Skipping(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +74,7 @@ def test_blocks_that_read_more_than_the_one_before_gives_are_no_chain() -> None:
             return self.head(self.blocks[2](second + first, scale=torch.tensor(1.0))[0])
 
     torch.manual_seed(0)
-    assert find_blocks(Skipping().eval(), BATCHES[0]) == []
+    assert find_chain(Skipping().eval(), BATCHES[0]) == []
 
 
 def test_blocks_that_run_in_another_order_are_no_chain() -> None:
@@ -78,7 +85,7 @@ def test_blocks_that_run_in_another_order_are_no_chain() -> None:
                 x = block(x, scale=torch.tensor(1.0))[0]
             return self.head(x)
 
-    assert find_blocks(Backwards().eval(), BATCHES[0]) == []
+    assert find_chain(Backwards().eval(), BATCHES[0]) == []
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
@@ -86,20 +93,9 @@ def test_layers_read_what_they_read_in_a_forward(is_streamed: bool) -> None:
     model = net()
     layers, _ = layers_of(model, codable(model)[0])
     expected = sum_over_inputs(layers, lambda: [model(x) for x in BATCHES], gram)
-    blocks = find_blocks(model, BATCHES[0]) if is_streamed else []
-    found: dict[str, Tensor] = {}
-    names = []
-    for stage in stages(model, BATCHES, blocks):
-        left = {key: layer for key, layer in layers.items() if key not in found}
-        found |= sum_over_inputs(left, stage.run, gram) if stage.fqn or not blocks else {}
-        if not stage.fqn:
-            outside = {key: layer for key, layer in left.items() if not key.startswith("blocks")}
-            found |= sum_over_inputs(outside, stage.run, gram)
-        names.append(stage.fqn)
-    assert names == ["", *blocks, ""] if blocks else [""]
-    assert found.keys() == expected.keys()
-    for key in expected:
-        torch.testing.assert_close(found[key], expected[key])
+    blocks = find_chain(model, BATCHES[0]) if is_streamed else []
+    assert [stage.fqn for stage in stages(model, BATCHES, blocks)] == (["", *blocks, ""] if blocks else [""])
+    torch.testing.assert_close(dict(sums(model, BATCHES, blocks)), expected)
     assert "forward" not in vars(model.blocks[0])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
@@ -130,37 +126,27 @@ def test_transformers_are_chains_of_blocks(name: str) -> None:
     ids = torch.randint(2, 90, (2, 12))
     batch = {"input_ids": ids} | ({"decoder_input_ids": ids} if name == "t5" else {})
     model.eval()
-    blocks = find_blocks(model, batch)
+    blocks = find_chain(model, batch)
     assert (blocks[0], len(blocks)) == (first, 3)
     layers, _ = layers_of(model, codable(model)[0])
     inside = {key: layer for key, layer in layers.items() if key.startswith(tuple(f"{fqn}." for fqn in blocks))}
     with torch.no_grad():
         expected = sum_over_inputs(inside, lambda: model(**batch), gram)
-    found: dict[str, Tensor] = {}
-    for stage in stages(model, [batch], blocks):
-        here = {key: layer for key, layer in inside.items() if stage.fqn and key.startswith(f"{stage.fqn}.")}
-        found |= sum_over_inputs(here, stage.run, gram)
-    assert found.keys() == expected.keys()
-    for key in expected:
-        torch.testing.assert_close(found[key], expected[key], rtol=1e-3, atol=1e-4)
+    found = {key: total for key, total in sums(model, [batch], blocks) if key in inside}
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_later_blocks_see_what_earlier_ones_became() -> None:
     model, changed = net(), net()
     for module in (changed.blocks[0].down, changed.blocks[1].up):
         module.weight.data.zero_()
-    layers, _ = layers_of(model, codable(model)[0])
     others, _ = layers_of(changed, codable(changed)[0])
     expected = sum_over_inputs(others, lambda: [changed(x) for x in BATCHES], gram)
-    for stage in stages(model, BATCHES, ["blocks.0", "blocks.1", "blocks.2"]):
-        here = {key: layer for key, layer in layers.items() if stage.fqn and key.startswith(stage.fqn)}
-        for key, found in sum_over_inputs(here, stage.run, gram).items():
-            if not key.startswith("blocks.1.down"):  # in its own block the change is not made yet
-                torch.testing.assert_close(found, expected[key])
-        if stage.fqn == "blocks.0":
-            model.blocks[0].down.weight.data.zero_()
-        if stage.fqn == "blocks.1":
-            model.blocks[1].up.weight.data.zero_()
+    for key, found in sums(model, BATCHES, ["blocks.0", "blocks.1", "blocks.2"]):
+        if key != "blocks.1.down.weight":  # in its own block the change is not made yet
+            torch.testing.assert_close(found, expected[key])
+        if key in ("blocks.0.down.weight", "blocks.1.up.weight"):
+            model.get_parameter(key).data.zero_()
 
 
 def test_an_error_in_the_forward_leaves_the_model_as_it_was() -> None:

@@ -12,15 +12,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 from secateur.compensation.readers import EVERY, Window
 from secateur.tensors import modules_of
+from secateur.watching import watching
 
 Rows = Callable[[Tensor], Tensor]
 """A sum over rows (n, g, k), such as their Gram matrix."""
@@ -48,8 +49,15 @@ class Layer:
         found: Tensor = self.module.weight  # type: ignore[assignment]
         return found.detach()
 
+    @property
+    def free(self) -> Tensor:
+        """The weight that training moves: the one below the codings, where there are any."""
+        if parametrize.is_parametrized(self.module, "weight"):
+            return self.module.parametrizations.weight.original  # type: ignore[union-attr, return-value]
+        return self.module.weight  # type: ignore[return-value]
+
     def matrix(self, weight: Tensor) -> Tensor:
-        """A tensor of the weight's shape as (groups, out, in)."""
+        """A tensor of the weight's shape as (groups, out, in), with the window in what is read."""
         if not isinstance(self.module, _ConvNd):
             return (weight.T if self.is_transposed else weight).unsqueeze(0)
         groups = self.module.groups
@@ -121,20 +129,12 @@ def sum_over_inputs(layers: Mapping[str, Layer], run: Callable[[], None], of: Ro
     """
     sums: dict[str, Tensor] = {}
 
-    def watch(layer: Layer) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x: Tensor = (*args, *kwargs.values())[0].detach()
-            part = of(layer.rows(x.to(torch.promote_types(x.dtype, torch.float32))))
-            sums[layer.key] = sums[layer.key].add_(part) if layer.key in sums else part
+    def see(key: str, x: Tensor, y: Tensor) -> None:
+        part = of(layers[key].rows(x.detach().to(torch.promote_types(x.dtype, torch.float32))))
+        sums[key] = sums[key].add_(part) if key in sums else part
 
-        return hook
-
-    handles = [layer.module.register_forward_pre_hook(watch(layer), with_kwargs=True) for layer in layers.values()]
-    try:
+    with watching({key: layer.module for key, layer in layers.items()}, see):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return sums
 
 

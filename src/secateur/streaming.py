@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from secateur.errors import ConfigError, GroupError
+from secateur.layers import Layer, Rows, sum_over_inputs
 from secateur.measure.modes import eval_mode
 from secateur.tensors import Inputs, module_lists, on_device, tensors_in
 
@@ -44,7 +46,7 @@ def stages(model: nn.Module, batches: Sequence[Inputs], blocks: Sequence[str] = 
     Args:
         model: the network. Its weights may be changed between stages.
         batches: model inputs without labels.
-        blocks: fqns in the order of the forward, such as `find_blocks` gives; without any, the network is one stage.
+        blocks: fqns in the order of the forward, such as `find_chain` gives; without any, the network is one stage.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU())
     >>> [stage.fqn for stage in stages(net, [torch.zeros(1, 2)], ["0", "1"])]
@@ -59,7 +61,45 @@ def stages(model: nn.Module, batches: Sequence[Inputs], blocks: Sequence[str] = 
     yield Stage("", lambda: chain.run(len(blocks)))
 
 
-def find_blocks(model: nn.Module, batch: Inputs) -> list[str]:
+def sums_by_stage(
+    model: nn.Module, batches: Sequence[Inputs], blocks: Sequence[str], layers: Mapping[str, Layer], of: Rows
+) -> Iterator[tuple[Layer, Tensor]]:
+    """Each layer with the sum of `of(rows)` over all that it reads, stage by stage; those never called are left out.
+
+    A layer may be changed before the next one is asked for. Later stages then read what it gives from there on.
+
+    Args:
+        model, batches, blocks: as for `stages`.
+        layers: by key, as `layers_of` gives them.
+    Raises:
+        GroupError: a layer reads NaN or Inf.
+    """
+    left = dict(layers)
+    for stage in stages(model, batches, blocks):
+        inside = tuple(f"{fqn}." for fqn in ([stage.fqn] if stage.fqn else blocks))
+        here = {key: layer for key, layer in left.items() if key.startswith(inside) == bool(stage.fqn)}
+        for key, seen in sum_over_inputs(here, stage.run, of).items():
+            if not torch.isfinite(seen).all():
+                raise GroupError(f"What '{key}' reads holds NaN or Inf. Check the calibration data.")
+            yield left.pop(key), seen
+
+
+def choose_chain(model: nn.Module, batch: Inputs, *, stream: bool | None) -> list[str]:
+    """The blocks that a step goes through one by one: those of `find_chain`, or none where `stream` is False.
+
+    Raises:
+        ConfigError: `stream` is True, and there are no such blocks.
+    """
+    blocks = [] if stream is False else find_chain(model, batch)
+    if stream and not blocks:
+        raise ConfigError(
+            f"{type(model).__name__} has no blocks that run one after another, each reading only what the one before"
+            " gives. Set stream=False, which holds sums over the inputs of all layers at once."
+        )
+    return blocks
+
+
+def find_chain(model: nn.Module, batch: Inputs) -> list[str]:
     """The repeated blocks of a network, by fqn: the list of modules of one class that holds most parameters.
 
     None where that is less than half of what is no embedding table, or where the blocks do not run once each, one after
@@ -67,7 +107,7 @@ def find_blocks(model: nn.Module, batch: Inputs) -> list[str]:
     That is tried out on a batch, at twice the cost of a forward.
 
     >>> net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 1))
-    >>> find_blocks(net, torch.zeros(1, 2))
+    >>> find_chain(net, torch.zeros(1, 2))
     ['0.0', '0.1']
     """
     alike = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -34,17 +34,24 @@ def watch(
     >>> watch(net, {"relu": net[1]}, [torch.zeros(1, 2)], lambda name, x, y: print(name, x.shape, y.shape))
     relu torch.Size([1, 3]) torch.Size([1, 3])
     """
-
-    def hook(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs, out: see(name, first_of(args, kwargs), out)
-
-    with plain_forward(model), ExitStack() as stack:
-        for name, module in modules.items():
-            stack.enter_context(module.register_forward_hook(hook(name), with_kwargs=True))
+    with plain_forward(model), watching(modules, see):
         for inputs in batches:
             args, kwargs = on_device(model, inputs)
             model(*args, **kwargs)
             after()
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module], see: See) -> Iterator[None]:
+    """Show each call of modules inside, however they are run."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs, out: see(name, first_of(args, kwargs), out)
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(module.register_forward_hook(hook(name), with_kwargs=True))
+        yield
 
 
 def first_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.coding.attach import attach_, bake, bake_, codable, codings_of, settle_
+from secateur.coding.attach import attach_, bake, bake_, codable, codings_of, settle_, value_of
 from secateur.coding.base import CODINGS, Coding
 from secateur.coding.edit import Code
 from secateur.coding.mask import Mask
@@ -21,4 +21,5 @@ __all__ = [
     "pack_state",
     "settle_",
     "unpack_state",
+    "value_of",
 ]

@@ -41,7 +41,14 @@ def codable(model: nn.Module, *, min_dims: int = 2) -> tuple[dict[str, Tensor], 
         skipped += [(f"{fqn}.{name}" if fqn else name, "another parametrization computes it") for name in foreign]
     tied = [key for keys in owners.values() if len(keys) > 1 for key in keys]
     skipped += [(key, "tied to another weight") for key in tied if key in found]
-    return {key: _value(model, key) for key in found if key not in tied}, tuple(skipped)
+    return {key: value_of(model, key) for key in found if key not in tied}, tuple(skipped)
+
+
+def value_of(model: nn.Module, key: str) -> Tensor:
+    """A tensor of the model as it computes with it, coded or not, without gradient."""
+    fqn, _, name = key.rpartition(".")
+    value: Tensor = getattr(model.get_submodule(fqn), name)
+    return value.detach()
 
 
 def attach_(model: nn.Module, key: str, coding: Coding) -> None:
@@ -144,9 +151,3 @@ def _coded(module: nn.Module) -> dict[str, Tensor]:
         for name, stack in _stacks(module).items()
         if all(isinstance(part, Coding) for part in stack.children())
     }
-
-
-def _value(model: nn.Module, key: str) -> Tensor:
-    fqn, _, name = key.rpartition(".")
-    value: Tensor = getattr(model.get_submodule(fqn), name)
-    return value.detach()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from secateur.coding.attach import codings_of, tighten_
+from secateur.coding.attach import codings_of, tighten_, value_of
 from secateur.errors import FileError
 
 SEPARATOR = "::"
@@ -27,9 +27,7 @@ def pack_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     for key, stack in codings_of(model).items():
         for name in _own(model, key):
             packed.pop(name, None)
-        fqn, _, name = key.rpartition(".")
-        weight = getattr(model.get_submodule(fqn), name).detach()
-        packed |= {f"{key}{SEPARATOR}{name}": t for name, t in stack[-1].pack(weight).items()}
+        packed |= {f"{key}{SEPARATOR}{name}": t for name, t in stack[-1].pack(value_of(model, key)).items()}
     return packed
 
 
@@ -49,30 +47,24 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, Te
         where = "the file" if wrong[0] in stacks else "the model"
         raise FileError(f"'{wrong[0]}' is not coded in {where}. Give the folder with the plan that it was saved with.")
     for key, stack in stacks.items():
-        free = f"{_prefix(key)}original"
+        free = f"{_stack_of(key)}.original"
         try:
-            weight = stack[-1].unpack(parts[key], tuple(_find(model, free).shape))
+            weight = stack[-1].unpack(parts[key], tuple(value_of(model, free).shape))
         except FileError as error:
             raise FileError(f"'{key}' can't be unpacked: {error}") from error
         tighten_(stack, weight)
         for name in _own(model, key):
-            tensors[name] = weight if name == free else _find(model, name)
+            tensors[name] = weight if name == free else value_of(model, name)
     return tensors
 
 
-def _prefix(key: str) -> str:
+def _stack_of(key: str) -> str:
+    """The fqn of the module that holds a coded weight: the free one, and its codings."""
     fqn, _, name = key.rpartition(".")
-    return f"{fqn}.parametrizations.{name}." if fqn else f"parametrizations.{name}."
+    return f"{fqn}.parametrizations.{name}".lstrip(".")
 
 
 def _own(model: nn.Module, key: str) -> list[str]:
     """State-dict keys of a coded weight: the free one, and what its codings hold."""
-    fqn, _, name = key.rpartition(".")
-    stack = model.get_submodule(f"{fqn}.parametrizations.{name}" if fqn else f"parametrizations.{name}")
-    return [_prefix(key) + inner for inner in stack.state_dict()]
-
-
-def _find(model: nn.Module, name: str) -> Tensor:
-    owner, _, last = name.rpartition(".")
-    found: Tensor = getattr(model.get_submodule(owner), last)
-    return found.detach()
+    stack = _stack_of(key)
+    return [f"{stack}.{inner}" for inner in model.get_submodule(stack).state_dict()]

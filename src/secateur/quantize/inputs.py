@@ -9,7 +9,6 @@ captures and exports record ordinary operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +19,11 @@ from torch.nn.modules.conv import _ConvNd
 from secateur.coding.base import CODINGS
 from secateur.errors import ConfigError, PlanError
 from secateur.layers import is_transposed
-from secateur.measure.modes import eval_mode
 from secateur.quantize.calibration import MINMAX, SMALLEST, Calibration
 from secateur.quantize.granularity import PerTensor
 from secateur.quantize.quantizer import straight
 from secateur.quantize.uniform import Symmetric, Uniform, check_bits, symmetric_codes
-from secateur.tensors import Inputs, modules_of, on_device
+from secateur.tensors import modules_of
 
 CHILD = "input_quantizer"
 PER = ("static", "batch", "token")
@@ -155,25 +153,6 @@ def attach_inputs_(model: nn.Module, fqn: str, quantizer: nn.Module) -> None:
 def input_quantizers(model: nn.Module) -> dict[str, nn.Module]:
     """The quantizers of inputs, by the fqn of the layer."""
     return {fqn: module._modules[CHILD] for fqn, module in modules_of(model) if CHILD in module._modules}  # type: ignore[misc]
-
-
-def watch_inputs(
-    model: nn.Module, layers: Mapping[str, nn.Module], batches: Iterable[Inputs], see: Callable[[str, Tensor], None]
-) -> None:
-    """Run a model on batches in eval mode, and show what each layer reads. One that is not called is not shown."""
-
-    def hook(fqn: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: see(fqn, (*args, *kwargs.values())[0].detach())
-
-    handles = [module.register_forward_pre_hook(hook(fqn), with_kwargs=True) for fqn, module in layers.items()]
-    try:
-        with torch.no_grad(), eval_mode(model):
-            for batch in batches:
-                args, kwargs = on_device(model, batch)
-                model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _quantize(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.calls import make
-from secateur.coding import CODINGS, Code, Mask, attach_, codable, codings_of
+from secateur.coding import CODINGS, Code, Mask, attach_, codable, codings_of, value_of
 from secateur.criteria.samples import inputs_of
-from secateur.errors import ConfigError, DataError, GroupError
-from secateur.layers import Layer, gram, layers_of, sum_over_inputs
+from secateur.errors import ConfigError, DataError
+from secateur.layers import Layer, gram, layers_of
 from secateur.quantize import (
     CALIBRATIONS,
     GRANULARITIES,
@@ -31,7 +30,7 @@ from secateur.quantize import (
 from secateur.quantize.gptq import gptq
 from secateur.quantize.uniform import Uniform, check_bits
 from secateur.steps.base import STEPS, Context, Done
-from secateur.streaming import find_blocks, stages
+from secateur.streaming import choose_chain, sums_by_stage
 from secateur.surgery import copy_model
 from secateur.tensors import modules_of
 
@@ -199,44 +198,26 @@ class _Run:
             raise DataError("gptq is measured on data, and there is none. Give batches, or set gptq=False.")
         layers, others = layers_of(self.model, targets)
         self.notes += [f"'{key}' is rounded to nearest: {reason}" for key, reason in others]
-        for layer, hessian in self._seen(layers, batches):
-            if not torch.isfinite(hessian).all():
-                raise GroupError(f"What '{layer.key}' reads holds NaN or Inf. Check the calibration data.")
+        blocks = choose_chain(self.model, batches[0], stream=self.step.stream)
+        for layer, hessian in sums_by_stage(self.model, batches, blocks, layers, gram):
             self._sweep_(targets[layer.key], layer, hessian.double())
+        unseen = [key for key in layers if key not in self.added]
+        self.notes += [f"'{key}' is rounded to nearest: the forward doesn't call its layer" for key in unseen]
 
     def _sweep_(self, target: _Target, layer: Layer, hessian: Tensor) -> None:
-        weight, stack = layer.weight, codings_of(layer.module)
-        coding = self._fit(target)
+        weight, coding = layer.weight, self._fit(target)
         nearest = coding(weight).detach()
-        kept = weight != 0 if stack else None
+        kept = weight != 0 if codings_of(layer.module) else None  # zeros of a mask below stay zero
         after = gptq(layer, hessian, coding, target.step.fit, kept=kept, damping=self.step.damping)
-        free = layer.module.parametrizations.weight.original if stack else layer.module.weight  # type: ignore[union-attr]
-        assert isinstance(free, Tensor)
-        free.data = after  # not written over: `weights` still shows what was there
+        layer.free.data = after  # not written over: `weights` still shows what was there
         errors = {"output_error": after, "output_error_nearest": nearest}
         self._put_(target, coding, {name: _output_error(layer, weight, w, hessian) for name, w in errors.items()})
 
-    def _seen(self, layers: dict[str, Layer], batches: list[Any]) -> Iterator[tuple[Layer, Tensor]]:
-        """Each layer with the Gram matrix of its inputs; it may be changed before the next one is asked for."""
-        blocks = [] if self.step.stream is False else find_blocks(self.model, batches[0])
-        if self.step.stream and not blocks:
-            raise ConfigError(
-                f"{type(self.model).__name__} has no blocks that run one after another. Set stream=False."
-            )
-        left = dict(layers)
-        for stage in stages(self.model, batches, blocks):
-            inside = tuple(f"{fqn}." for fqn in ([stage.fqn] if stage.fqn else blocks))
-            here = {key: layer for key, layer in left.items() if key.startswith(inside) == bool(stage.fqn)}
-            for key, seen in sum_over_inputs(here, stage.run, gram).items():
-                yield left.pop(key), seen
-        self.notes += [f"'{key}' is rounded to nearest: the forward doesn't call its layer" for key in left]
-
     def _put_(self, target: _Target, coding: Quantizer, facts: dict[str, float]) -> None:
-        fqn, _, name = target.key.rpartition(".")
         attach_(self.model, target.key, coding)
         self.added[target.key] = coding
         before = self.weights[target.key].float()
-        lost = getattr(self.model.get_submodule(fqn), name).detach().float() - before
+        lost = value_of(self.model, target.key).float() - before
         error = float(lost.square().sum() / before.square().sum().clamp_min(1e-30))
         self.facts[target.key] = {"kind": coding.kind, **coding.settings(), "error": error, **facts}
 

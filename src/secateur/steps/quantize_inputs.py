@@ -16,10 +16,11 @@ from secateur.edits import EDITS
 from secateur.errors import ConfigError, DataError
 from secateur.files.decode import decode
 from secateur.quantize import CALIBRATIONS, MinMax
-from secateur.quantize.inputs import CHILD, InputLevels, attach_inputs_, input_axes, watch_inputs
+from secateur.quantize.inputs import CHILD, InputLevels, attach_inputs_, input_axes
 from secateur.steps.base import FORMS, STEPS, Context, Done
 from secateur.surgery import copy_model
 from secateur.tensors import modules_of
+from secateur.watching import watch
 
 _N_VALUES = 2**14
 """Values of one layer's input in one batch that a range is chosen by; `minmax` looks at all."""
@@ -129,7 +130,7 @@ class QuantizeInputs:
         is_exact = isinstance(make(CALIBRATIONS, self.calibration), MinMax)
         parts: dict[str, list[Tensor]] = {}
 
-        def see(fqn: str, x: Tensor) -> None:
+        def see(fqn: str, x: Tensor, y: Tensor) -> None:
             if not x.is_floating_point() or not x.numel():
                 return
             flat = x.flatten()
@@ -139,5 +140,5 @@ class QuantizeInputs:
                 found = flat[torch.randint(len(flat), (_N_VALUES,), generator=generator).to(x.device)]
             parts.setdefault(fqn, []).append(found)
 
-        watch_inputs(model, layers, batches, see)
+        watch(model, layers, batches, see)
         return {fqn: torch.cat(parts[fqn]) for fqn in layers if fqn in parts}

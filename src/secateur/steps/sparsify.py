@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calls import make
-from secateur.coding import Code, Mask, attach_, codable, codings_of
+from secateur.coding import Code, Coding, Mask, attach_, codable, codings_of
 from secateur.criteria import collect_gradients, cross_entropy
 from secateur.criteria.samples import inputs_of
 from secateur.errors import ConfigError, DataError, GroupError
-from secateur.layers import Layer, Rows, layers_of, sum_over_inputs
+from secateur.layers import Layer, Rows, layers_of
 from secateur.planning import Loss
 from secateur.sparsity import SCOPES, SCORES, Choice, make_pattern
 from secateur.sparsity.choice import count_units
 from secateur.sparsity.scopes import Candidates
 from secateur.steps.base import STEPS, Context, Done
-from secateur.streaming import find_blocks, stages
+from secateur.streaming import choose_chain, sums_by_stage
 from secateur.surgery import copy_model
 from secateur.tensors import Inputs
 
@@ -122,7 +122,7 @@ class _Run:
             batches = [inputs_of(batch) for batch in self.context.calibration()]
             if not batches:
                 raise DataError(f"Score '{self.score.name}' is measured on data, and there is none. Give batches.")
-            blocks = self._blocks(batches[0])
+            blocks = choose_chain(self.model, batches[0], stream=self.step.stream)
         kept = self._kept(batches, blocks)
         for layer, seen in self._seen(batches, blocks):
             self._sparsify_(layer, seen, self._choice(layer, kept.get(layer.key, 0)))
@@ -136,7 +136,7 @@ class _Run:
         self.skipped += [*skipped, *others]
         for key, layer in found.items():
             reason = self.pattern.misfit(layer.n_inputs)
-            if not all(isinstance(part, Mask) for part in codings_of(layer.module).get("weight", [])):
+            if not all(isinstance(part, Mask) for part in _stack(layer)):
                 reason = "coded already; masks go on plain weights"
             if reason:
                 self.skipped.append((key, reason))
@@ -144,17 +144,6 @@ class _Run:
                 self.layers[key] = layer
                 if not torch.isfinite(layer.weight).all():
                     raise GroupError(f"'{key}' holds NaN or Inf. Repair these weights before sparsifying.")
-
-    def _blocks(self, batch: Inputs) -> list[str]:
-        if self.step.stream is False:
-            return []
-        blocks = find_blocks(self.model, batch)
-        if self.step.stream and not blocks:
-            raise ConfigError(
-                f"{type(self.model).__name__} has no blocks that run one after another, each reading only what the one"
-                " before gives. Set stream=False, which holds sums over the inputs of all layers at once."
-            )
-        return blocks
 
     def _kept(self, batches: list[Inputs], blocks: list[str]) -> dict[str, int]:
         """Units that each layer keeps. Where scores are compared, those of the model as it is."""
@@ -186,21 +175,18 @@ class _Run:
             yield from ((layer, None) for layer in self.layers.values())
 
     def _read(self, of: Rows, batches: list[Inputs], blocks: list[str]) -> Iterator[tuple[Layer, Tensor]]:
-        left = dict(self.layers)
-        for stage in stages(self.model, batches, blocks):
-            inside = tuple(f"{fqn}." for fqn in ([stage.fqn] if stage.fqn else blocks))
-            here = {key: layer for key, layer in left.items() if key.startswith(inside) == bool(stage.fqn)}
-            for key, seen in sum_over_inputs(here, stage.run, of).items():
-                if not torch.isfinite(seen).all():
-                    raise GroupError(f"What '{key}' reads holds NaN or Inf. Check the calibration data.")
-                yield left.pop(key), seen
-        for key in left:
+        unseen = dict(self.layers)
+        for layer, seen in sums_by_stage(self.model, batches, blocks, self.layers, of):
+            del unseen[layer.key]
+            yield layer, seen
+        for key in unseen:
             del self.layers[key]
             self.skipped.append((key, "the forward doesn't call its layer"))
 
     def _there(self, layer: Layer) -> Tensor:
+        """(groups, out, in): True where no mask is yet."""
         there = torch.ones_like(layer.weight, dtype=torch.bool)
-        for part in codings_of(layer.module).get("weight", []):
+        for part in _stack(layer):
             assert isinstance(part, Mask)
             there &= part.mask
         return layer.matrix(there)
@@ -211,12 +197,9 @@ class _Run:
     def _sparsify_(self, layer: Layer, seen: Tensor | None, choice: Choice) -> None:
         before = layer.matrix(layer.weight)
         after, stays = self.score.sparsify(before, seen, choice)
-        module, masks = layer.module, codings_of(layer.module).get("weight", [])
         if after is not before:
-            free = module.parametrizations.weight.original if masks else module.weight  # type: ignore[union-attr]
-            assert isinstance(free, Tensor)
-            free.data.copy_(layer.tensor(after))
-        if masks:
+            layer.free.data.copy_(layer.tensor(after))
+        if masks := _stack(layer):
             masks[-1].mask = layer.tensor(stays)
         else:
             self.added[layer.key] = Mask(layer.tensor(stays))
@@ -231,3 +214,8 @@ class _Run:
         if blocks:
             notes.append(f"calibrated block by block: {len(blocks)} blocks, from '{blocks[0]}' to '{blocks[-1]}'")
         return tuple(notes)
+
+
+def _stack(layer: Layer) -> list[Coding]:
+    """The codings of a layer's weight, the first one first."""
+    return codings_of(layer.module).get("weight", [])
