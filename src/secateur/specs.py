@@ -45,17 +45,19 @@ def from_spec(spec: Any, *, seed: int = 0, device: torch.device | str = "cpu") -
     generator = torch.Generator().manual_seed(seed)
 
     def make(part: Any) -> Any:
-        if isinstance(part, Mapping) and part.keys() >= {"shape", "dtype"}:
+        if is_tensor_spec(part):
             dtype = getattr(torch, part["dtype"])
             if dtype.is_floating_point or dtype.is_complex:
                 return torch.randn(part["shape"], generator=generator).to(dtype).to(device)
-            return (
-                torch.randint(part.get("low", 0), part.get("high", 2), part["shape"], generator=generator)
-                .to(dtype)
-                .to(device)
-            )
+            low, high = part.get("low", 0), part.get("high", 2)
+            return torch.randint(low, high, part["shape"], generator=generator).to(dtype).to(device)
         if isinstance(part, Mapping):
             return {key: make(value) for key, value in part.items()}
         return tuple(make(value) for value in part) if isinstance(part, list) else part
 
     return make(spec)
+
+
+def is_tensor_spec(part: Any) -> bool:
+    """True for {"shape": …, "dtype": …}."""
+    return isinstance(part, Mapping) and part.keys() >= {"shape", "dtype"}

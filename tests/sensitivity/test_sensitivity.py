@@ -168,7 +168,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("secateur.sensitivity.found.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(FileError, match="No space left on device"):
         write_sensitivity(Sensitivity(0.7, {}), path)
     assert path.read_bytes() == before

@@ -145,7 +145,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(FileError, match="cannot be written: no space left"):
+    with pytest.raises(FileError, match="could not be written: no space left"):
         fit_(Net(), data(), data(), CONFIG, checkpoint=path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -1,8 +1,9 @@
-"""Folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all.
 
-All is written into a hidden sibling folder, flushed to the disk, and renamed into place. On Linux an old folder and the
-new one are exchanged in one step of the file system, so a crash leaves one or the other. Elsewhere the old one is first
-renamed to `.NAME.old`: a crash between the two renames leaves it there.
+A file is written under a hidden name beside its own, flushed to the disk, and renamed, which replaces what was there.
+A folder is written into a hidden sibling, flushed and renamed likewise. On Linux an old folder and the new one are
+exchanged in one step of the file system, so a crash leaves one or the other. Elsewhere the old one is first renamed to
+`.NAME.old`: a crash between the two renames leaves it there.
 """
 
 from __future__ import annotations
@@ -55,6 +56,27 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; when the block ends well it is renamed to `target`, otherwise removed.
+
+    Args:
+        target: what is there is replaced; missing parents are made, and stay.
+    Raises:
+        FileError: the system refused something; what was there is untouched.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        flush(partial)
+        partial.replace(target)
+    except OSError as error:
+        raise FileError(describe(error, target)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def describe(error: OSError, target: Path) -> str:
     """Say what the system refused, where, and what to do."""
     advice = {
@@ -66,7 +88,7 @@ def describe(error: OSError, target: Path) -> str:
         errno.EEXIST: "Choose another name, or overwrite it (overwrite=True, --force)",
         errno.ENOTEMPTY: "Choose another name, or overwrite it (overwrite=True, --force)",
     }.get(error.errno or 0, "Check the disk and the path")
-    return f"'{target}' could not be written: {error.strerror or error}. Nothing was left there. {advice}."
+    return f"'{target}' could not be written: {error.strerror or error}. What was there is unchanged. {advice}."
 
 
 def flush(path: Path) -> None:

@@ -6,6 +6,7 @@ architecture, another version of its code, or weights in the wrong places from t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 from secateur.errors import FileError
 from secateur.forward import plain_forward
 from secateur.measure.modes import device_of
-from secateur.specs import from_spec
+from secateur.specs import from_spec, is_tensor_spec
 from secateur.tensors import as_call, tensors_in
 
 TOLERANCES = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
@@ -74,7 +75,11 @@ def cast_spec(spec: Any, dtype: torch.dtype) -> Any:
 
 
 def differences(stored: Fingerprint, now: Fingerprint, dtypes: tuple[str, ...]) -> list[str]:
-    """Say where two fingerprints differ by more than rounding; `dtypes` are those of the model's weights."""
+    """Say where two fingerprints differ by more than rounding; none of it where they agree.
+
+    Args:
+        dtypes: of the model's weights, without `torch.`; what the coarsest of them may cause is allowed.
+    """
     if len(stored.outputs) != len(now.outputs):
         return [f"{len(now.outputs)} outputs, {len(stored.outputs)} were stored"]
     found = []
@@ -93,11 +98,6 @@ def differences(stored: Fingerprint, now: Fingerprint, dtypes: tuple[str, ...]) 
     return found
 
 
-def is_tensor_spec(part: Any) -> bool:
-    """True for {"shape": …, "dtype": …}."""
-    return isinstance(part, Mapping) and part.keys() >= {"shape", "dtype"}
-
-
 def check_spec(spec: Any) -> None:
     """Raise FileError unless a spec describes inputs that can be made: known dtypes, sane shapes, not too much."""
     total = 0
@@ -111,10 +111,7 @@ def check_spec(spec: Any) -> None:
             isinstance(dtype, torch.dtype) and sane and type(low) is type(high) is int and -(2**62) < low < high < 2**62
         ):
             raise FileError(f"{part!r} does not describe an input. Save the model again with Secateur.")
-        numbers = 1
-        for n in shape:
-            numbers *= n
-        total += numbers
+        total += math.prod(shape)
     if total > MAX_NUMBERS:
         raise FileError(f"The stored inputs hold {total:,} numbers, more than {MAX_NUMBERS:,}. Save with smaller ones.")
 

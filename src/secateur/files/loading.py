@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -136,7 +135,6 @@ def _state(root: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> 
 
 def _read_edits(path: Path, n_numbers: int) -> Edits:
     """Read edits after a look at their sizes: one short run of kept indices may stand for any number of them."""
-    importlib.import_module("secateur.steps")  # every kind of edit registers itself
     text = read_text(path)
     try:
         data = json.loads(text)

@@ -72,16 +72,10 @@ def save(
     fingerprint = _fingerprint(small, edits.inputs if inputs is None else to_spec(inputs))
     if source is not None:
         _check_source(source, edits, state)
-    texts = {PLAN: edits.to_json()}
-    if recipe is not None:
-        texts[RECIPE] = recipe
-    if report is not None:
-        texts[REPORT] = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    about = None if report is None else json.dumps(report, indent=1, allow_nan=False) + "\n"
+    texts = {PLAN: edits.to_json(), RECIPE: recipe, REPORT: about}
     with new_folder(target, overwrite=overwrite) as partial:
-        ending = SUFFIX if is_compact else ""
-        write_tensors(state, partial / f"{WEIGHTS}{ending}")
-        for name, text in texts.items():
-            (partial / f"{name}{ending}").write_bytes(squeeze(text.encode()) if is_compact else text.encode())
+        _write_files(partial, state, texts, is_compact=is_compact)
         manifest = Manifest(
             secateur=__version__,
             source=source,
@@ -94,6 +88,15 @@ def save(
         )
         (partial / MANIFEST).write_bytes(manifest.to_json().encode())
     return Path(folder)
+
+
+def _write_files(folder: Path, state: State, texts: Mapping[str, str | None], *, is_compact: bool) -> None:
+    """The weights, and those of the texts that there are."""
+    ending = SUFFIX if is_compact else ""
+    write_tensors(state, folder / f"{WEIGHTS}{ending}")
+    for name, text in texts.items():
+        if text is not None:
+            (folder / f"{name}{ending}").write_bytes(squeeze(text.encode()) if is_compact else text.encode())
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -152,16 +155,16 @@ def _fingerprint(small: nn.Module, spec: Any) -> Fingerprint:
     spec = json.loads(json.dumps(spec))  # as loading will see it
     dtypes = {p.dtype for p in small.parameters() if p.is_floating_point()}
     candidates = [spec, *([cast_spec(spec, dtypes.pop())] if len(dtypes) == 1 else [])]
-    for i, candidate in enumerate(candidates):
+    fault: Exception | None = None
+    for candidate in candidates:
         try:
             return take_fingerprint(small, candidate)
         except Exception as error:  # the user's forward: anything may come out of it
-            if i == len(candidates) - 1:
-                raise FileError(
-                    f"{type(small).__name__} fails on the plan's example inputs: {type(error).__name__}: {error}."
-                    " Pass inputs= that it takes."
-                ) from error
-    raise AssertionError
+            fault = error
+    raise FileError(
+        f"{type(small).__name__} fails on the plan's example inputs: {type(fault).__name__}: {fault}."
+        " Pass inputs= that it takes."
+    ) from fault
 
 
 def _check_source(source: str, edits: Edits, state: State) -> None:

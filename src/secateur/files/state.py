@@ -64,6 +64,9 @@ def write_tensors(state: State, path: Path) -> None:
     """Write a safetensors file and read its header back: a short write is an error here, not later.
 
     A path that ends in `.xz` gets the compact form (see `secateur.files.compact`).
+
+    Raises:
+        OSError: the system refused something.
     """
     from safetensors.torch import save, save_file
 
@@ -116,6 +119,8 @@ def fill(small: nn.Module, state: State, origin: str) -> nn.Module:
     Args:
         small: the replayed architecture; its tensors may be on the meta device, those outside the state dict excepted.
         origin: the file, for messages.
+    Raises:
+        FileError: a key, shape, kind or tie differs; all of them are listed.
     """
     state = State(unpack_state(small, state.tensors), state.tied, state.constants)
     named = named_tensors(small)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from secateur._version import __version__
 from secateur.allocate import ErrorCurve
 from secateur.errors import FileError
-from secateur.files.atomic import describe, flush
+from secateur.files.atomic import new_file
 from secateur.files.decode import DecodeError, decode
 
 
@@ -52,16 +50,8 @@ class Sensitivity:
 
 def write_sensitivity(found: Sensitivity, path: Path) -> None:
     """Write a scan as JSON; the file appears whole or not at all. Raises FileError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
         partial.write_text(json.dumps({"version": __version__, **dataclasses.asdict(found)}), encoding="utf-8")
-        flush(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise FileError(describe(error, path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_sensitivity(path: Path) -> Sensitivity:

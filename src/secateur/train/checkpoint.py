@@ -7,7 +7,6 @@ Random numbers need no state: they are functions of (seed, epoch).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import FileError, TrainError
+from secateur.files.atomic import new_file
 from secateur.train.history import EpochRecord
 
 VERSION = 1
@@ -47,17 +47,8 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         "epochs": [vars(record) for record in state.epochs],
         "optimizer": numbers,
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
         save_file(tensors, partial, metadata={"secateur": json.dumps(scalars, allow_nan=False)})
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as err:
-        raise FileError(f"The checkpoint {path} cannot be written: {err}. Choose another place or free some.") from err
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint_(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:

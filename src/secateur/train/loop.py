@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from secateur.data.batches import Batch, batches, labels_of, length, loader, logits_of
 from secateur.errors import ConfigError, TrainError
-from secateur.measure.modes import eval_mode
+from secateur.measure.modes import cpu_threads, eval_mode
 from secateur.train.checkpoint import RunState, load_checkpoint_, save_checkpoint
 from secateur.train.config import TrainConfig, make_optimizer
 from secateur.train.guard import check_start, nonfinite_cause
@@ -113,17 +113,11 @@ def fit_(
 @contextmanager
 def _borrowed_state(config: TrainConfig) -> Iterator[None]:
     """Give the thread count and the global random state back afterwards."""
-    n_threads = torch.get_num_threads()
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     kind = "cuda" if accelerator is None else accelerator.type
     devices = [] if accelerator is None or kind == "mps" else [torch.accelerator.current_device_index()]
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    try:
-        with torch.random.fork_rng(devices=devices, device_type=kind):
-            yield
-    finally:
-        torch.set_num_threads(n_threads)
+    with cpu_threads(config.num_threads), torch.random.fork_rng(devices=devices, device_type=kind):
+        yield
 
 
 @contextmanager
