@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,15 +19,6 @@ from secateur.measure import evaluate, size_bytes
 from secateur.train import TrainConfig
 
 BUDGET = Budget(macs=0.5)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small kernels on several threads of several workers mostly wait for each other."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 QUICK = CompressConfig(finetune=TrainConfig(epochs=2, num_threads=1), measure=MeasureConfig(repeats=3, max_seconds=0.2))

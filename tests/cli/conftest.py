@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from secateur.cli import main as cli
 
@@ -44,12 +43,3 @@ def process(tmp_path: Path) -> Callable[..., Result]:
         return Result(done.returncode, done.stdout or "", done.stderr)
 
     return call
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small kernels on several threads of several workers mostly wait for each other."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)

@@ -153,11 +153,11 @@ class Sleeper(nn.Module):
 
 def test_latency_measures_time_and_gives_everything_back():
     model, threads = Sleeper(0.004).train(), torch.get_num_threads()
-    timed = latency(model, torch.zeros(3, 2), repeats=9, warmup=2, n_threads=1)
+    timed = latency(model, torch.zeros(3, 2), repeats=9, warmup=2, n_threads=2)
     assert model.calls == 11
     assert 4 <= timed.min_ms <= timed.p25_ms <= timed.median_ms <= timed.p75_ms
     assert timed.median_ms < 40
-    assert (timed.batch_size, timed.repeats, timed.n_threads, timed.dtype) == (3, 9, 1, "float32")
+    assert (timed.batch_size, timed.repeats, timed.n_threads, timed.dtype) == (3, 9, 2, "float32")
     assert model.training
     assert torch.get_num_threads() == threads
     assert gc.isenabled()

@@ -24,14 +24,6 @@ TEXTS, KINDS = fruit_baskets()
 QUICK = {"hidden": (16,), "latent_dim": 2, "covariance": "diag", "n_init": 1, "batch_size": 64}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 @pytest.fixture(scope="module")
 def fitted():
     model = KLDA(3, latent_dim=3, covariance="diag", pretrain_epochs=40, batch_size=16, random_state=0)

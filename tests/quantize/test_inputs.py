@@ -18,8 +18,8 @@ from secateur.quantize.inputs import InputLevels, attach_inputs_, input_quantize
 from secateur.steps import Context, Done, QuantizeInputs, Step
 from secateur.steps.order import check_order
 
-X = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-BATCHES = list(X.split(4))
+from .small_cnn import BATCHES, X, losses_in_training, net
+
 WAYS = [
     QuantizeInputs(),
     QuantizeInputs(method="symmetric", bits=4, calibration="mse"),
@@ -30,12 +30,6 @@ WAYS = [
     QuantizeInputs(method="symmetric", per="token"),
 ]
 each_way = pytest.mark.parametrize("step", WAYS, ids=lambda s: f"{s.method}{s.bits}-{s.per}-{s.calibration[:4]}")
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=2), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
 
 
 def carry_out(step: QuantizeInputs, model: nn.Module, batches: list[Any] = BATCHES) -> Done:
@@ -124,15 +118,7 @@ def test_exported_files_round_as_the_model_does(step: QuantizeInputs, tmp_path: 
 @each_way
 def test_training_goes_straight_through(step: QuantizeInputs) -> None:
     done = carry_out(step, net())
-    optimizer = torch.optim.Adam(done.model.parameters(), lr=0.01)
-    target = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
-    losses = []
-    for _ in range(40):
-        loss = (done.model(X) - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_in_training(done.model, 40)
     assert losses[-1] < 0.8 * losses[0]
     gains = [q.gain for q in input_quantizers(done.model).values() if step.per == "static"]
     assert all(bool((gain != 0).all()) for gain in gains)

@@ -20,14 +20,7 @@ from secateur.quantize.gptq import gptq
 from secateur.steps import STEPS, Quantize, Step
 from secateur.steps.quantize import quantize
 
-X = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-BATCHES = list(X.split(4))
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, groups=2), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+from .small_cnn import BATCHES, X, losses_in_training, net
 
 
 @pytest.mark.parametrize("method", ["symmetric", "affine", "ternary", "binary"])
@@ -136,15 +129,7 @@ def test_it_composes_with_pruning_before_and_after(tmp_path: Path) -> None:
 
 def test_training_on_is_quantization_aware() -> None:
     done = quantize(net(), step=Quantize(method="ternary"))
-    optimizer = torch.optim.Adam(done.model.parameters(), lr=0.01)
-    target = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
-    losses = []
-    for _ in range(60):
-        loss = (done.model(X) - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = losses_in_training(done.model, 60)
     assert losses[-1] < 0.8 * losses[0]
     for key, (coding,) in codings_of(done.model).items():
         weight = codable(done.model)[0][key]

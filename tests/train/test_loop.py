@@ -114,7 +114,7 @@ def test_caller_gets_back_what_was_borrowed():
     torch.manual_seed(5)
     model, threads, before = tiny(), torch.get_num_threads(), torch.get_rng_state()
     keys = set(vars(model))
-    fit_(model, blobs(), blobs(20, 1), quick(num_threads=1))
+    fit_(model, blobs(), blobs(20, 1), quick(num_threads=2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     assert not any(module.training for module in model.modules())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,5 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small networks run slower on two threads than on one, above all where tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _same_weights() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)

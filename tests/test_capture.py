@@ -1,0 +1,73 @@
+"""What a capture takes and gives, and what is said when it can't."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from secateur.capture import capture
+from secateur.errors import CaptureError
+from secateur.tensors import tensors_in
+
+from .two_layers import Forward, X, mlp
+
+
+def test_a_model_far_larger_than_memory_is_traced_and_planned_on_the_meta_device():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(10**6, 10**6), nn.ReLU(), nn.Linear(10**6, 10**6))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    graph = secateur.trace(model, torch.empty(1, 10**6, device="meta"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+    assert [(g.name, g.size) for g in graph.prunable] == [("0 features", 10**6)]
+    assert graph.cost().macs == 2 * 10**12
+
+
+def test_what_is_said_of_a_model_without_parameters():
+    with pytest.raises(CaptureError, match="ReLU has no parameters, so there is nothing to make smaller"):
+        secateur.trace(nn.ReLU(), X)
+
+
+def test_a_failing_forward_is_named_by_module_and_line():
+    model = Forward(lambda y: y + torch.zeros(5))
+    with pytest.raises(CaptureError, match=r"Forward failed in 'the model' \(test_capture.py:\d+\).*shape \[2, 6\]"):
+        secateur.trace(model, X)
+    with pytest.raises(CaptureError, match="in '0'"):
+        secateur.trace(mlp(), torch.zeros(2, 7))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_training_flags_come_back_after_a_failure():
+    model = Forward(lambda y: y + torch.zeros(5))
+    model.last.eval()
+    with pytest.raises(CaptureError):
+        secateur.trace(model, X)
+    assert (model.training, model.first.training, model.last.training) == (True, True, False)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_tied_tensors_are_one_value():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].weight = model[0].weight
+    trace = capture(model, X)
+    assert trace.tied == {"1.weight": "0.weight"}
+    assert "1.weight" not in trace.tensors
+
+
+def test_tensors_in_finds_what_hides():
+    class Holder:
+        def __init__(self) -> None:
+            self.x, self.name = X, "no tensor"
+
+    assert len(tensors_in({"a": [X, (X, None, "text")], "b": Holder(), "c": {X}})) == 4
+
+
+def test_an_operator_without_a_rule_keeps_its_axes_and_is_reported():
+    graph = secateur.trace(Forward(lambda y: torch.linalg.qr(y.double())[0].float() @ y[:2] * 1.0, width=8), X)
+    assert graph.uncounted
+    assert "linalg_qr" in graph.uncounted[0]
+    assert all(g.frozen_reason for g in graph.groups)
+    assert "uncounted operators" in str(graph)
