@@ -1,14 +1,14 @@
 """Edits: what each step did to a model's structure, as plain data that can be done again to the untouched architecture.
 
-A recipe's steps (prune, drop, factorize, sparsify, quantize, share) all end in an edit; one file lists them in order,
-and loading replays them. An edit holds no weights: those are in the weights file.
+A recipe's steps (prune, drop, factorize, quantize, …) end in an edit each; one file lists them in order, and loading
+replays them. An edit holds no weights: those are in the weights file.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import nn
@@ -83,7 +83,7 @@ class Edits:
 
     steps: tuple[Edit, ...] = ()
     inputs: Any = None  # example inputs of the model, as `secateur.specs` writes them
-    notes: tuple[str, ...] = field(default=(), compare=True)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan | Edits) -> Edits:

@@ -12,7 +12,7 @@ from secateur.allocate import Budget
 from secateur.coding import bake
 from secateur.compression.config import CompressConfig, SplitConfig
 from secateur.compression.material import Material, check_weights, context_of, read_material
-from secateur.compression.meter import Meter, measured, times
+from secateur.compression.meter import Meter, gather, times
 from secateur.compression.report import CompressReport, Measured, versions
 from secateur.compression.search import Found, search_budget
 from secateur.edits import Edits
@@ -119,7 +119,7 @@ def _tune_and_measure(
     for name, found in quality.items():
         before, after = (dense, done.plan.cost_before, pair.dense), (small, done.plan.cost_after, pair.small)
         model, cost, timed = before if name == "dense" else after
-        stages[name] = measured(model, bake(model), cost.macs, found, timed)
+        stages[name] = gather(model, bake(model), cost.macs, found, timed)
     return stages, pair
 
 

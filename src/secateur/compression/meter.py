@@ -28,7 +28,14 @@ from secateur.tensors import Inputs
 
 @dataclass(frozen=True)
 class Meter:
-    """What a dense model and smaller ones are measured with."""
+    """What a dense model and smaller ones are measured with.
+
+    Attributes:
+        dense: timed in turn with each of the others.
+        material: its test part is what quality is measured on.
+        config: how times are taken.
+        inputs: gives so many samples as model inputs, on the model's device.
+    """
 
     dense: nn.Module
     material: Material
@@ -52,18 +59,18 @@ class Meter:
     def measured(self, model: nn.Module) -> Measured:
         """Everything of one model, timed beside the dense one. Coded weights are packed for the size alone."""
         plain = bake(model)
-        return measured(model, plain, self._macs(plain), self.quality(plain), self.pair(plain).small)
+        return gather(model, plain, self._macs(plain), self.quality(plain), self.pair(plain).small)
 
     def dense_beside(self, pair: PairedLatency) -> Measured:
         """Everything of the dense model, whose time was taken along with another one's."""
         macs, quality = self._macs(self.dense), self.quality(self.dense)
-        return measured(self.dense, bake(self.dense), macs, quality, pair.dense)
+        return gather(self.dense, bake(self.dense), macs, quality, pair.dense)
 
     def _macs(self, model: nn.Module) -> int:
         return trace(model, self.inputs(1)).cost().macs
 
 
-def measured(model: nn.Module, plain: nn.Module, macs: int, quality: Metrics | None, timed: Latency) -> Measured:
+def gather(model: nn.Module, plain: nn.Module, macs: int, quality: Metrics | None, timed: Latency) -> Measured:
     """Put together what was measured apart; `plain` is the model without codings (`bake`)."""
     return Measured(
         accuracy=None if quality is None else quality.accuracy,

@@ -67,8 +67,3 @@ class BnScale(Criterion):
             )
         scores = self.fallback.score(group, context)
         return normalized(scores, "max" if self.normalize == "max" else "mean")
-
-
-def has_scale(group: Group) -> bool:
-    """Say whether `BnScale` scores the group by its norms (and not by the fallback)."""
-    return any(member.role == "scale" for member in group.members)

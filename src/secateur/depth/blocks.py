@@ -86,8 +86,8 @@ def find_blocks(model: nn.Module, example: Inputs) -> tuple[list[Block], list[tu
 
 def _form(first: Any, out: Any) -> tuple[int, str]:
     """How many values a block returns (0: a tensor alone), and why it can't be removed, if so."""
-    values = tuple(out) if isinstance(out, tuple) and type(out) is tuple else (out,)
-    n_outputs = len(values) if type(out) is tuple else 0
+    is_plain = type(out) is tuple  # a named one has a form of its own, and `Identity` would lose it
+    values, n_outputs = (out, len(out)) if is_plain else ((out,), 0)
     if not isinstance(first, Tensor) or not isinstance(values[0], Tensor):
         return n_outputs, "its first argument or output is no tensor"
     if first.shape != values[0].shape or first.dtype != values[0].dtype:

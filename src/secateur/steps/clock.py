@@ -21,5 +21,7 @@ class Clock:
         """Count what runs inside towards a phase."""
         log.info("%s", name)
         start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+        try:
+            yield
+        finally:  # a step that fails has taken its time too
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
