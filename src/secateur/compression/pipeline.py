@@ -16,7 +16,7 @@ from secateur.compression.config import CompressConfig
 from secateur.compression.material import check_weights, context_of, read_material
 from secateur.compression.meter import Meter, times
 from secateur.compression.report import Measured, StepReport, StepsReport, versions
-from secateur.compression.resume import Progress
+from secateur.compression.resume import Checkpoints
 from secateur.edits import Edits
 from secateur.files.decode import decode
 from secateur.planning import Loss
@@ -68,7 +68,7 @@ def run_steps(
     meter = Meter(model, material, config.measure, context.inputs)
     current, edits = copy_model(model).eval(), Edits(inputs=to_spec(context.example))
     reports: list[StepReport] = []
-    store = None if checkpoints is None else Progress(checkpoints, model, steps, material)
+    store = None if checkpoints is None else Checkpoints(checkpoints, model, steps, material)
     if store is not None:
         current, edits, before = store.latest(current, edits)
         reports = [decode(StepReport, report, "steps") for report in before]

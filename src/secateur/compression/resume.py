@@ -21,8 +21,8 @@ from secateur.surgery import copy_model
 from secateur.tensors import tensors_in
 
 
-class Progress:
-    """Checkpoints of one run in a folder. What belongs to another model, other steps or data of other form is refused.
+class Checkpoints:
+    """A run so far, in a folder. What belongs to another model, other steps or data of other form is refused.
 
     After step i there is `i-NAME/`, a saved model; while a step trains, `i.training.safetensors`.
     """
