@@ -6,6 +6,7 @@ replays them. An edit holds no weights: those are in the weights file.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,8 +91,10 @@ class Edits:
         """A plan as the one edit of a list; a list stays what it is."""
         return plan if isinstance(plan, Edits) else Edits((Prune(plan),), plan.inputs)
 
-    def then(self, edit: Edit) -> Edits:
-        """These edits and one more; two plans in a row become one."""
+    def then(self, edit: Edit | Edits) -> Edits:
+        """These edits and one more, or several; two plans in a row become one."""
+        if isinstance(edit, Edits):
+            return functools.reduce(Edits.then, edit.steps, self)
         last = self.steps[-1] if self.steps else None
         inputs = self.inputs if not isinstance(edit, Prune) or self.inputs is not None else edit.plan.inputs
         if isinstance(last, Prune) and isinstance(edit, Prune):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
@@ -46,6 +46,9 @@ from secateur.specs import to_spec
 from secateur.tensors import Inputs
 
 Loss = Callable[[Any, Tensor], Tensor]
+Scores = Mapping[str, Tensor | ErrorCurve]
+Allocator = Callable[[Graph, Scores], Allocation]
+"""From a network and the scores of the groups that may shrink to what these groups keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,7 @@ def plan(
     data: Iterable[Any] | None = None,
     loss: Loss = cross_entropy,
     curves: Mapping[str, ErrorCurve] | None = None,
+    allocator: Allocator | None = None,
 ) -> Plan:
     """Choose what to keep of `model` under `budget`. Nothing is changed.
 
@@ -100,6 +104,7 @@ def plan(
         loss: of (model output, labels); only for criteria that need such gradients.
         curves: by group, error curves in place of the criterion's scores, such as `Sensitivity.curves` gives them. They
             must be on one scale with the scores of any group that is left out.
+        allocator: chooses in place of the method, as a budget does that is shared with something else.
     Returns:
         The plan: kept indices, new shapes, numbers to change, costs, and what was left alone with its reason.
     Raises:
@@ -129,15 +134,16 @@ def plan(
         scores |= found
     if budget is not None and budget.is_timed:
         graph.latency = _clock(model, inputs, graph, make_method(config.method))
-    return plan_graph(repairer, scores, budget, config, unjudged)
+    return plan_graph(repairer, scores, budget, config, unjudged, allocator)
 
 
 def plan_graph(
     repairer: Repairer,
-    scores: Mapping[str, Tensor | ErrorCurve],
+    scores: Scores,
     budget: Budget | None,
     config: PruneConfig,
     unjudged: Mapping[str, str] | None = None,
+    allocator: Allocator | None = None,
 ) -> Plan:
     """The plan of a network that is traced and repaired, from scores that are known. See `plan`.
 
@@ -145,14 +151,20 @@ def plan_graph(
         repairer: as `repair` returns it. What the counts that are chosen rule out is frozen in its graph.
         scores: of the groups that may be chosen, by name (see `choose_groups`).
         unjudged: why the others of them have none, by name.
+        allocator: see `plan`.
     Raises:
         PlanError: nothing is left that can be pruned.
     """
     graph, method, criterion = repairer.graph, make_method(config.method), make_criterion(config.criterion)
+
+    def by_method(graph: Graph, scores: Scores) -> Allocation:
+        return allocate(scores, space_of(graph, scores), budget, method)
+
+    allocator = allocator or by_method
     is_settled = False
     while not is_settled:
         chosen, left = choose_groups(graph, config.ignore, unjudged)
-        allocation = allocate({g.name: scores[g.name] for g in chosen}, _space(graph, chosen), budget, method)
+        allocation = allocator(graph, {g.name: scores[g.name] for g in chosen})
         is_settled = not repairer.reject({name: len(keep) for name, keep in allocation.keep.items()})
     made_with = {
         "criterion": to_dict(criterion) if type(criterion).name != "function" else {"name": "function"},
@@ -271,12 +283,13 @@ def choose_groups(
     return chosen, list(protected.items())
 
 
-def _space(graph: Graph, chosen: list[Group]) -> Space:
-    names = {g.name for g in chosen}
+def space_of(graph: Graph, names: Collection[str]) -> Space:
+    """What may be chosen for these groups of a network."""
+    chosen = [g for g in graph.prunable if g.name in names]
     ties = {tuple(sorted({g.name, *g.tied_to})) for g in chosen if g.tied_to}
     return Space(
         sizes={g.name: g.size for g in chosen},
         cost=graph.cost,
-        ties=tuple(sorted(tie for tie in ties if names.issuperset(tie))),
+        ties=tuple(sorted(tie for tie in ties if all(name in names for name in tie))),
         kinds={g.name: topology(g) for g in chosen},
     )

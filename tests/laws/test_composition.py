@@ -57,6 +57,7 @@ WAYS: list[Step] = [
     Quantize(method="binary"),
     Share(n_values=4),
     Mix(bits=3.0),
+    Mix(bits=2.0, has_units=False),
     QuantizeInputs(),
     QuantizeInputs(method="symmetric", bits=4, calibration="mse"),
     QuantizeInputs(per="batch"),

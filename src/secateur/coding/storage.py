@@ -25,7 +25,7 @@ def pack_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     """
     packed = dict(tensors)
     for key, stack in codings_of(model).items():
-        for name in _own(model, key):
+        for name in own_keys(model, key):
             packed.pop(name, None)
         packed |= {f"{key}{SEPARATOR}{name}": t for name, t in stack[-1].pack(value_of(model, key)).items()}
     return packed
@@ -53,7 +53,7 @@ def unpack_state(model: nn.Module, packed: Mapping[str, Tensor]) -> dict[str, Te
         except FileError as error:
             raise FileError(f"'{key}' can't be unpacked: {error}") from error
         tighten_(stack, weight)
-        for name in _own(model, key):
+        for name in own_keys(model, key):
             tensors[name] = weight if name == free else value_of(model, name)
     return tensors
 
@@ -64,7 +64,7 @@ def _stack_of(key: str) -> str:
     return f"{fqn}.parametrizations.{name}".lstrip(".")
 
 
-def _own(model: nn.Module, key: str) -> list[str]:
+def own_keys(model: nn.Module, key: str) -> list[str]:
     """State-dict keys of a coded weight: the free one, and what its codings hold."""
     stack = _stack_of(key)
     return [f"{stack}.{inner}" for inner in model.get_submodule(stack).state_dict()]

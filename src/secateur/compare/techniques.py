@@ -89,7 +89,7 @@ def factorize(target: Target) -> tuple[Step, ...]:
 
 @PRUNINGS.register("quantization_pruning")
 def mix(target: Target) -> tuple[Step, ...]:
-    """Each layer its own number of bits, 0 among them, of budget * 8 bits per weight on average."""
+    """Units removed and each layer its own number of bits, within the size of budget * 8 bits per weight."""
     return (Mix(bits=8 * target.budget),)
 
 

@@ -17,7 +17,7 @@ def distance(kind: Kind, dense: Tensor, other: Tensor) -> Tensor:
     "kl": KL(softmax(dense) || softmax(other)) in nats, for logits. "mse": squared difference over the dense variance.
     """
     if kind == "mse":
-        return (dense - other).square().mean() / dense.var().clamp(min=torch.finfo(dense.dtype).tiny)
+        return (dense - other).square().mean() / dense.var(correction=0).clamp(min=torch.finfo(dense.dtype).tiny)
     log_p, log_q = dense.log_softmax(-1), other.log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 

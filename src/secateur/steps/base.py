@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from secateur.criteria import cross_entropy
-from secateur.edits import Edit
+from secateur.edits import Edit, Edits
 from secateur.planning import Loss
 from secateur.registry import Registry
 from secateur.steps.clock import Clock
@@ -71,14 +71,14 @@ class Done:
 
     Attributes:
         model: the new model in eval mode; the one that the step was given is untouched.
-        edit: what changed in its structure; None where only values did.
+        edit: what changed in its structure, in order; None where only values did.
         skipped: what was left alone, as (name, reason).
         notes: what the report should say: what was reached, and what was not.
         facts: plain data for the report (errors by layer, kept layers, …).
     """
 
     model: nn.Module
-    edit: Edit | None = None
+    edit: Edit | Edits | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)

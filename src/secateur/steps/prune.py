@@ -81,21 +81,35 @@ class Prune:
             with clock.phase("plan"), cpu_threads(n_threads if budget.is_timed else None):
                 data = context.calibration()
                 made = plan(small, context.example, part, self.prune, data=data, loss=context.label_loss)
-            with clock.phase("apply and verify"):
-                before, small = small, apply(small, made, verify=False).eval()
-                proof = verify(before, small, made, context.inputs(_N_VERIFY))
-            if not proof.is_ok:
-                raise VerifyError(f"The pruned model fails its proof. The original is unchanged.\n{proof}")
+            small, proof = cut(small, made, context)
             whole = made if whole is None else compose(whole, made)
             if self.compensate is not None:
-                with clock.phase("compensate"):
-                    inputs = [inputs_of(batch) for batch in context.calibration()]
-                    notes = (str(compensate_(model, small, whole, inputs, self.compensate)),)
+                notes = (solve_again_(model, small, whole, context, self.compensate),)
             if self.between is not None and context.train is not None and i + 1 < self.n_rounds:
                 with clock.phase("fine-tune between rounds"):
                     tune_(small, replace(context, progress=False, checkpoint=None), self.between)
         assert whole is not None
         return Shrunk(small, whole, proof, notes)
+
+
+def cut(model: nn.Module, made: Plan, context: Context) -> tuple[nn.Module, VerifyReport]:
+    """A copy of the model with a plan carried out, and the proof that it computes what the plan says.
+
+    Raises:
+        VerifyError: it does not.
+    """
+    with context.clock.phase("apply and verify"):
+        small = apply(model, made, verify=False).eval()
+        proof = verify(model, small, made, context.inputs(_N_VERIFY))
+    if not proof.is_ok:
+        raise VerifyError(f"The pruned model fails its proof. The original is unchanged.\n{proof}")
+    return small, proof
+
+
+def solve_again_(model: nn.Module, small: nn.Module, made: Plan, context: Context, config: CompensateConfig) -> str:
+    """Solve for the weights that a plan left, as `compensate_` does; what it says of them."""
+    with context.clock.phase("compensate"):
+        return str(compensate_(model, small, made, [inputs_of(batch) for batch in context.calibration()], config))
 
 
 def _part(budget: Budget, done: float, made: Plan | None) -> Budget:
