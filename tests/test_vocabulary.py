@@ -14,6 +14,7 @@ from secateur.errors import ConfigError, DataError, PlanError
 from secateur.models import KLDANet, TextCNN
 from secateur.steps import Context
 from secateur.steps import Words as WordsStep
+from secateur.steps.words import Reader
 from secateur.vocabulary import WORD_SCORES, keep_best, plan_words, score_words
 
 COLUMNS = torch.tensor([[1.0, 0, 2, 0, 0], [0, 1, 1, 0, 0], [3, 0, 0, 1, 0]])
@@ -213,6 +214,15 @@ def test_the_step_reads_the_same_samples_without_the_words_that_went(x):
     again = Edits.from_json(Edits().then(done.edit).to_json()).replay(network(x))
     again.load_state_dict(done.model.state_dict())
     assert torch.equal(again(x), done.model(x))
+
+
+@pytest.mark.parametrize("n_words", [7, 8, 1001])
+def test_a_word_that_may_be_read_takes_a_bit_and_its_number_is_that_of_the_plan(n_words):
+    keep = (0, 1, *range(3, n_words, 3))
+    reader = Reader(nn.Identity(), keep, n_words, is_columns=False)
+    ids = torch.arange(n_words).unsqueeze(0)
+    assert torch.equal(reader(ids), renumbered(ids, keep, n_words))
+    assert reader.table.numel() * reader.table.element_size() == (n_words + 7) // 8
 
 
 def test_the_step_refuses_what_has_no_words_or_has_them_chosen():

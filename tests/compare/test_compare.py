@@ -16,7 +16,18 @@ import pytest
 import torch
 
 import secateur.compare.run as run_module
-from secateur.compare import PRUNINGS, QUANTIZATIONS, CifarSubject, DigitsMLPSubject, Grid, Row, compare
+from secateur.calls import make
+from secateur.compare import (
+    PRUNINGS,
+    QUANTIZATIONS,
+    SUBJECTS,
+    CifarSubject,
+    DigitsMLPSubject,
+    Grid,
+    Row,
+    TextCNNSubject,
+    compare,
+)
 from secateur.compare.folds import cut_folds
 from secateur.compare.rows import rows_from_csv, rows_from_json, rows_to_csv, rows_to_json
 from secateur.compare.subjects import texts_of
@@ -24,6 +35,7 @@ from secateur.compare.work import scale_for, task_of, train_start
 from secateur.compression.config import MeasureConfig
 from secateur.errors import ConfigError, DataError, FileError
 from secateur.graph import trace
+from secateur.train import WordDropout
 
 MODEL = "text_cnn?epochs=4&finetune_epochs=1&embed_dim=8&n_channels=8&kernel_sizes=(1,2)"
 QUICK = MeasureConfig(batch_size=4, repeats=3, max_seconds=0.02, n_threads=1)
@@ -248,7 +260,64 @@ def test_folds_cover_all_samples_and_never_mix() -> None:
         assert cut.test_over_train == len(cut.test) / (21 - len(cut.test))
 
 
+@pytest.mark.parametrize("n_folds", [1, 3])
+def test_what_is_held_out_is_in_no_fold_and_is_the_test_part_of_one(n_folds: int) -> None:
+    held, labels = [2, 9, 16], np.repeat([0, 1, 2], 7)
+    cuts = cut_folds(labels, n_folds, seed=1, val_fraction=0.2, held_out=held)
+    rest = sorted({*range(21)} - {*held})
+    for cut in cuts:
+        assert sorted(np.concatenate([cut.train, cut.val])) == sorted({*rest} - {*cut.test})
+        assert not {*held} & {*cut.train, *cut.val}
+    assert sorted(np.concatenate([cut.test for cut in cuts])) == (held if n_folds == 1 else rest)
+
+
+def test_two_files_of_texts_are_a_published_split(tmp_path: Path) -> None:
+    """One fold trains on the first and reports on the second, whose words and labels nothing else sees."""
+    lines = {"train": ["a good fig,1", "a bad fig,0"] * 10, "test": ["a good date,1", "a bad date,0"] * 2}
+    for name, of_file in lines.items():
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(of_file))
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    model = f"{MODEL}&data='{train}'&test='{test}'"
+    grid = dataclasses.replace(TINY, models=(model,), folds=1)
+    (start,) = [start for start in grid.starts() if start.budget == 1]
+    task, cut = task_of(start, grid)
+    assert cut.test.tolist() == [20, 21, 22, 23]
+    assert "date" not in task.splits(task.build(1.0)).words.listed
+    before = dict(run_module.Store(tmp_path / "cells", grid)._samples)
+    test.write_text("text,label\na good date,1\na bad grape,0")
+    assert run_module.Store(tmp_path / "cells", grid)._samples != before
+    (tmp_path / "other.csv").write_text("text,label\nso so,2")
+    with pytest.raises(DataError, match="Make them the same"):
+        make(SUBJECTS, model.replace(str(test), str(tmp_path / "other.csv"))).labels()
+
+
+def test_digits_can_be_held_out_and_words_dropped_in_training() -> None:
+    digits = DigitsMLPSubject(n_test=100)
+    assert len(digits.held_out()) == len(set(digits.held_out())) == 100
+    assert len(DigitsMLPSubject().held_out()) == 0
+    cut = cut_folds(TextCNNSubject().labels(), 3, 0, 0.2)[0]
+    for p, expected in ((0.0, None), (0.2, WordDropout(p=0.2))):
+        task = TextCNNSubject(word_dropout=p).task(cut, 0)
+        assert task.train.augment == task.finetune.train.augment == expected
+
+
+def test_budgets_may_count_parameters(tmp_path: Path) -> None:
+    grid = dataclasses.replace(
+        TINY, cost="params", quantizations=("none",), prunings=("l2", "structured_obs"), seeds=(1,)
+    )
+    cells = [cell for cell in grid.cells() if cell.fold == 0]
+    rows = {row.pruning: row for row in compare(grid, tmp_path, cells=cells, progress=False).rows}
+    assert list(rows) == ["none", "l2", "structured_obs", "random", "scratch"]
+    assert all(row.params <= 0.5 * rows["none"].params for name, row in rows.items() if name != "none")
+    by_macs = dataclasses.replace(grid, cost="macs")
+    assert run_module.Store(tmp_path, by_macs).row(cells[0]) is None
+
+
 def test_faults_of_a_grid_are_said_at_once() -> None:
+    with pytest.raises(ConfigError, match="cost='bytes' is none of macs, params"):
+        Grid(cost="bytes")
+    with pytest.raises(DataError, match="held out of it"):
+        cut_folds([0, 1] * 5, 1, 0, 0.2)
     with pytest.raises(ConfigError, match="outside \\(0, 1\\)"):
         Grid(budgets=(1.5,))
     with pytest.raises(KeyError, match="No pruning 'l3'"):

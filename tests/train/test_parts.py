@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ConfigError, DataError
-from secateur.train import EpochBatches, ShiftFlip, TrainConfig, compute_loss, cosine_lr, cross_entropy
+from secateur.train import EpochBatches, ShiftFlip, TrainConfig, WordDropout, compute_loss, cosine_lr, cross_entropy
 from secateur.train.config import make_optimizer
 
 
@@ -104,6 +104,18 @@ def test_flip_mirrors_about_half():
 def test_shift_needs_images():
     with pytest.raises(DataError, match=r"x is \(3, 4\)"):
         ShiftFlip()(torch.zeros(3, 4), torch.Generator())
+
+
+def test_word_dropout_makes_words_unknown_and_leaves_padding():
+    x = torch.tensor([[2, 3, 4, 5, 0]]).repeat(500, 1)
+    out = WordDropout(p=0.25)(x, torch.Generator().manual_seed(0))
+    assert ((out == x) | (out == 1)).all()
+    assert (out[:, 4] == 0).all()
+    assert 0.2 < (out[:, :4] == 1).float().mean() < 0.3
+    with pytest.raises(DataError, match=r"x is torch\.float32"):
+        WordDropout()(torch.zeros(3, 4), torch.Generator())
+    with pytest.raises(ConfigError, match=r"p=1\.0 is outside"):
+        WordDropout(p=1.0)
 
 
 def test_cross_entropy_takes_sequences():

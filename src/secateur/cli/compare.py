@@ -35,7 +35,8 @@ def compare(
     ] = None,
     quantization: Annotated[list[str] | None, typer.Option(help="Such as binary or int8_per_channel.")] = None,
     budget: Annotated[list[float] | None, typer.Option(help="Fraction kept, such as 0.5; may be repeated.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Parts, each of which is the test part once.", min=2)] = None,
+    cost: Annotated[str | None, typer.Option(help="What budgets of widths count: macs or params.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Parts, each of which is the test part once.", min=1)] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Of cut, weights and draws; may be repeated.", min=0)] = None,
     jobs: Annotated[int, typer.Option(help="Processes, each on one thread.", min=1)] = 1,
     output: Annotated[Path, typer.Option(help="Folder for rows, page and what is finished.")] = Path(
@@ -49,8 +50,8 @@ def compare(
     from secateur.compare.summary import summarise
 
     load_plotly()  # before the work, so that it isn't missing afterwards
-    names = ("models", "prunings", "quantizations", "budgets", "folds", "seeds")
-    asked = zip(names, (model, pruning, quantization, budget, folds, seed), strict=True)
+    names = ("models", "prunings", "quantizations", "budgets", "cost", "folds", "seeds")
+    asked = zip(names, (model, pruning, quantization, budget, cost, folds, seed), strict=True)
     done = run(_grid(grid, preset, {name: value for name, value in asked if value}), output / "cells", n_jobs=jobs)
     lines = summarise(done.rows)
     effort = {**asdict(done.effort), "overhead": done.effort.overhead}

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, fields, replace
 
 from secateur.calls import make
 from secateur.compare.subjects import SUBJECTS, Subject
-from secateur.compare.techniques import DENSE, PRUNINGS, QUANTIZATIONS, RANDOM, SCRATCH
+from secateur.compare.techniques import COUNTED, DENSE, PRUNINGS, QUANTIZATIONS, RANDOM, SCRATCH
 from secateur.compression.config import MeasureConfig
 from secateur.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Start:
-    """A network that is trained from nothing: the dense one, or a narrower one that costs `budget` of its MACs."""
+    """A network that is trained from nothing: the dense one, or a narrower one that costs `budget` of it."""
 
     model: str
     fold: int
@@ -58,7 +58,8 @@ class Grid:
     prunings: tuple[str, ...] = ("l2",)  # names of secateur.compare.PRUNINGS
     quantizations: tuple[str, ...] = ("none",)  # names of secateur.compare.QUANTIZATIONS
     budgets: tuple[float, ...] = (0.5,)  # what a pruning may keep
-    folds: int = 3  # parts of the samples, each of which is the test part once
+    cost: str = "macs"  # what a budget of widths or ranks counts, of secateur.compare.techniques.COUNTED
+    folds: int = 3  # parts of the samples, each of which is the test part once; 1: the model's held-out samples are
     seeds: tuple[int, ...] = (0,)  # of the cut into folds, of fresh weights and of whatever is drawn
     val_fraction: float = 0.15  # of a training part, to stop and choose by
     n_calibration: int = 256  # samples of a training part that prunings measure on, at most
@@ -74,8 +75,10 @@ class Grid:
             value = getattr(self, f.name)
             if isinstance(value, tuple) and len(value) != len(set(value)):
                 raise ConfigError(f"{f.name}={value} has something twice.")
-        if not (self.models and self.seeds and self.folds >= 2 and min(self.seeds) >= 0):
-            raise ConfigError("A grid needs a model, seeds from 0 on, and at least 2 folds.")
+        if not (self.models and self.seeds and self.folds >= 1 and min(self.seeds) >= 0):
+            raise ConfigError("A grid needs a model, seeds from 0 on, and at least 1 fold.")
+        if self.cost not in COUNTED:
+            raise ConfigError(f"cost='{self.cost}' is none of {', '.join(COUNTED)}.")
         if not 0 < self.val_fraction < 0.5 or self.n_calibration < 1:
             raise ConfigError(f"val_fraction={self.val_fraction} must lie in (0, 0.5), n_calibration be at least 1.")
         if wrong := [budget for budget in self.budgets if not 0 < budget < 1]:

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from torch import Tensor, nn
 
 from secateur.compare.folds import Cut, Indices
-from secateur.compare.subjects import FRUIT, SUBJECTS, Task, fingerprint_of, scaled, texts_of
+from secateur.compare.subjects import SUBJECTS, Task, Texts, scaled
 from secateur.data import ArrayDataset, DataSplits
 from secateur.measure import predict, score_clusters
 from secateur.models import KLDA, KLDANet
@@ -23,7 +23,7 @@ from secateur.train import TrainConfig
 
 @SUBJECTS.register("klda")
 @dataclass(frozen=True, kw_only=True)
-class KLDASubject:
+class KLDASubject(Texts):
     """`KLDA` on texts, with as many clusters as there are classes.
 
     Its network is pruned and quantized by the steps that any network takes. Where those want labels, they get the
@@ -32,7 +32,6 @@ class KLDASubject:
 
     measure: ClassVar[str] = "nmi"
 
-    data: str = FRUIT  # or a .csv or .csv.gz file of texts and labels
     hidden: tuple[int, ...] = (64, 64)
     latent_dim: int = 3
     features: str = "multi_hot"  # or tfidf
@@ -43,17 +42,9 @@ class KLDASubject:
     finetune_epochs: int = 10
     batch_size: int = 16
 
-    def labels(self) -> Tensor:
-        """(N,) classes of the texts."""
-        return texts_of(self.data)[1]
-
-    def fingerprint(self) -> str:
-        """Of the file."""
-        return fingerprint_of(self.data)
-
     def task(self, cut: Cut, seed: int) -> Task:
         """See `Subject`."""
-        texts, classes, names = texts_of(self.data)
+        texts, classes, names = self.read()
         seen = [texts[i] for i in cut.train]
         model = KLDA(
             len(names),

@@ -28,15 +28,17 @@ class Cut:
         return len(self.test) / (len(self.train) + len(self.val))
 
 
-def cut_folds(labels: Any, n_folds: int, seed: int, val_fraction: float) -> list[Cut]:
+def cut_folds(labels: Any, n_folds: int, seed: int, val_fraction: float, held_out: Any = ()) -> list[Cut]:
     """Cut samples into folds, stratified by class, and a validation part from the training part of each.
 
     Args:
         labels: (N,) classes.
-        n_folds: each sample is in the test part of one fold.
+        n_folds: each sample is in the test part of one fold; 1: the samples that are held out are the test part.
         val_fraction: of a training part; never less than one sample per class.
+        held_out: indices that are in no fold of several.
     Raises:
-        DataError: a class has fewer samples than there are folds, or too few are left to train on.
+        DataError: a class has fewer samples than there are folds, or too few are left to train on; one fold, and
+            nothing is held out.
 
     >>> cut = cut_folds([0, 0, 0, 0, 1, 1, 1, 1], n_folds=2, seed=0, val_fraction=0.4)[0]
     >>> len(cut.train), len(cut.val), len(cut.test)
@@ -45,13 +47,20 @@ def cut_folds(labels: Any, n_folds: int, seed: int, val_fraction: float) -> list
     from sklearn.model_selection import StratifiedKFold, train_test_split
 
     y = np.asarray(labels)
-    classes, counts = np.unique(y, return_counts=True)
+    kept = np.setdiff1d(np.arange(len(y)), np.asarray(held_out, dtype=np.int64))
+    classes, counts = np.unique(y[kept], return_counts=True)
+    if n_folds == 1 and len(kept) == len(y):
+        raise DataError("With one fold, samples are needed that are held out of it. Name some, or take several folds.")
     if counts.min() < n_folds:
         raise DataError(
             f"Class {classes[counts.argmin()]} has {counts.min()} samples, too few for {n_folds} folds. Take fewer."
         )
+    pairs = [(kept, np.setdiff1d(np.arange(len(y)), kept))]
+    if n_folds > 1:
+        cutter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+        pairs = [(kept[rest], kept[test]) for rest, test in cutter.split(kept, y[kept])]
     cuts = []
-    for rest, test in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(y, y):
+    for rest, test in pairs:
         n_val = max(len(classes), round(val_fraction * len(rest)))
         try:
             train, val = train_test_split(rest, test_size=n_val, stratify=y[rest], random_state=seed)

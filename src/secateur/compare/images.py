@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
+import numpy as np
 import torch
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from secateur.compare.folds import Cut
+from secateur.compare.folds import Cut, Indices
 from secateur.compare.subjects import SUBJECTS, Task, Trained, fingerprint_of, scaled
 from secateur.data import ArrayDataset, DataSplits, ReadConfig, channel_statistics, read_digits
 from secateur.data.npz import read_npz
@@ -24,6 +26,8 @@ class _Images(Trained):
 
     measure: ClassVar[str] = "accuracy"
 
+    n_test: int = 0  # samples that no fold has: the same for all seeds
+
     def samples(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """x (N, C, H, W) and y (N,) of all samples, and the names of the classes."""
         raise NotImplementedError
@@ -31,6 +35,14 @@ class _Images(Trained):
     def labels(self) -> Tensor:
         """(N,) classes."""
         return self.samples()[1]
+
+    def held_out(self) -> Indices:
+        """`n_test` of the samples, stratified."""
+        order = np.arange(len(self.labels()))
+        if not self.n_test:
+            return order[:0]
+        drawn: Indices = train_test_split(order, test_size=self.n_test, stratify=self.labels(), random_state=0)[1]
+        return drawn
 
     def cut(self, cut: Cut) -> DataSplits:
         """The three parts, normalised by the training part's mean and standard deviation."""

@@ -46,20 +46,23 @@ class Effort:
 
 @dataclass(frozen=True)
 class Compared:
-    """The rows of a grid, in its order, and what they took."""
+    """The rows of cells, in their order, and what they took."""
 
     grid: Grid
     rows: tuple[Row, ...]
     effort: Effort
 
 
-def compare(grid: Grid, folder: Path | str, *, n_jobs: int = 1, progress: bool = True) -> Compared:
+def compare(
+    grid: Grid, folder: Path | str, *, cells: Sequence[Cell] | None = None, n_jobs: int = 1, progress: bool = True
+) -> Compared:
     """Carry out every cell of a grid that isn't done yet.
 
     Args:
         grid: what to compare.
         folder: of finished cells and trained networks. A run that was killed, and a grid that shares cells with an
             earlier one, go on from what is there.
+        cells: some of the grid's; None: all of them.
         n_jobs: processes, each on one thread.
         progress: draw a bar with the time left on stderr, if that is a terminal.
     Raises:
@@ -70,7 +73,7 @@ def compare(grid: Grid, folder: Path | str, *, n_jobs: int = 1, progress: bool =
         raise ConfigError(f"n_jobs={n_jobs} must be at least 1.")
     begin = time.perf_counter()
     store = Store(Path(folder).absolute(), grid)
-    cells = grid.cells()
+    cells = grid.cells() if cells is None else list(cells)
     done = {cell: row for cell in cells if (row := store.row(cell)) is not None}
     missing = [cell for cell in cells if cell not in done]
     needed = dict.fromkeys(start for cell in missing for start in (cell.dense, cell.start))

@@ -22,7 +22,7 @@ from secateur.files.atomic import describe
 from secateur.files.decode import DecodeError
 from secateur.files.state import load_weights, state_of, write_tensors
 
-SETTINGS_OF_STARTS = ("folds", "val_fraction")
+SETTINGS_OF_STARTS = ("folds", "val_fraction", "cost")
 SETTINGS_OF_CELLS = (*SETTINGS_OF_STARTS, "n_calibration", "measure")
 """Fields of a grid that a start and a cell depend on; what else is in the grid may change, and files stay good."""
 

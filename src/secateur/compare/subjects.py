@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.compare.folds import Cut
+from secateur.compare.folds import Cut, Indices
 from secateur.data import ArrayDataset, DataSplits, Words, read_texts
-from secateur.errors import FileError
+from secateur.errors import DataError, FileError
 from secateur.measure import evaluate
 from secateur.models import fruit_baskets, text_cnn
 from secateur.registry import Registry
 from secateur.steps import Finetune
-from secateur.train import TrainConfig, fit_
+from secateur.train import Augment, TrainConfig, WordDropout, fit_
 
 FRUIT = "fruit"
 """The toy of 29 texts that comes with Secateur, in place of a file."""
@@ -64,6 +65,10 @@ class Subject(Protocol):
 
     def task(self, cut: Cut, seed: int) -> Task:
         """The samples cut, and whatever is learnt from the training part alone (vocabulary, mean)."""
+        ...
+
+    def held_out(self) -> Indices:
+        """Which of them are in no fold, to be reported on where a grid has one fold; none by default."""
         ...
 
     def fingerprint(self) -> str:
@@ -125,19 +130,55 @@ class Trained:
         """Of the fine-tuning: all epochs, whatever the cell is."""
         return TrainConfig(epochs=self.finetune_epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
 
-    def learner(self, data: DataSplits, make: Callable[[float], nn.Module], seed: int) -> Classification:
+    def learner(
+        self, data: DataSplits, make: Callable[[float], nn.Module], seed: int, augment: Augment | None = None
+    ) -> Classification:
         """The task that these settings make of samples."""
-        return Classification(data=data, make=make, train=self.config(seed), finetune=Finetune(train=self.tuning(seed)))
+        train, tuning = (replace(config, augment=augment) for config in (self.config(seed), self.tuning(seed)))
+        return Classification(data=data, make=make, train=train, finetune=Finetune(train=tuning))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts of one file, or of two where it matters which are reported on."""
+
+    data: str = FRUIT  # or a .csv or .csv.gz file of texts and labels
+    test: str = ""  # a file of texts that no fold has
+
+    def read(self) -> tuple[list[str], Tensor, tuple[str, ...]]:
+        """All texts, those held out last; their classes as numbers; the classes' names.
+
+        Raises:
+            DataError: the files have different classes.
+        """
+        texts, y, classes = texts_of(self.data)
+        if not self.test:
+            return texts, y, classes
+        more, of_more, found = texts_of(self.test)
+        if found != classes:
+            raise DataError(f"'{self.data}' has the classes {classes}, '{self.test}' has {found}. Make them the same.")
+        return texts + more, torch.cat([y, of_more]), classes
+
+    def labels(self) -> Tensor:
+        """(N,) classes of the texts."""
+        return self.read()[1]
+
+    def held_out(self) -> Indices:
+        """The texts of the second file."""
+        return np.arange(len(texts_of(self.data)[0]), len(self.read()[0]))
+
+    def fingerprint(self) -> str:
+        """Of the files."""
+        return " ".join(fingerprint_of(path) for path in (self.data, self.test) if path)
 
 
 @SUBJECTS.register("text_cnn")
 @dataclass(frozen=True, kw_only=True)
-class TextCNNSubject(Trained):
+class TextCNNSubject(Texts, Trained):
     """`TextCNN` on texts, with the words of the training part."""
 
     measure: ClassVar[str] = "accuracy"
 
-    data: str = FRUIT  # or a .csv or .csv.gz file of texts and labels
     epochs: int = 30
     batch_size: int = 16
     embed_dim: int = 32
@@ -145,18 +186,11 @@ class TextCNNSubject(Trained):
     kernel_sizes: tuple[int, ...] = (1, 2, 3)
     max_words: int = 10_000
     max_length: int = 8  # words of a text that are read
-
-    def labels(self) -> Tensor:
-        """(N,) classes of the texts."""
-        return texts_of(self.data)[1]
-
-    def fingerprint(self) -> str:
-        """Of the file."""
-        return fingerprint_of(self.data)
+    word_dropout: float = 0.0  # of the words, in training
 
     def task(self, cut: Cut, seed: int) -> Task:
         """See `Subject`."""
-        texts, y, classes = texts_of(self.data)
+        texts, y, classes = self.read()
         words = Words.of([texts[i] for i in cut.train], max_words=self.max_words)
         ids = words.encode(texts, length=self.max_length)
         train, val, test = (ArrayDataset(ids[i], y[i]) for i in (cut.train, cut.val, cut.test))
@@ -170,7 +204,8 @@ class TextCNNSubject(Trained):
                 kernel_sizes=self.kernel_sizes,
             )
 
-        return self.learner(DataSplits(train, val, test, classes, words), make, seed)
+        dropout = WordDropout(p=self.word_dropout) if self.word_dropout else None
+        return self.learner(DataSplits(train, val, test, classes, words), make, seed, dropout)
 
 
 def scaled(width: int, scale: float) -> int:

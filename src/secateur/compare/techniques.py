@@ -26,10 +26,14 @@ class Target:
     """What a pruning is asked for: the fraction to keep of this network."""
 
     budget: float
+    cost: str  # what is counted: of COUNTED
     model: nn.Module
     example: Inputs
     seed: int
 
+
+COUNTED = ("macs", "params")
+"""What budgets of widths and ranks may count."""
 
 Pruning = Callable[[Target], tuple[Step, ...]]
 PRUNINGS: Registry[str, Pruning] = Registry("pruning")
@@ -56,16 +60,16 @@ def check_zeros(pruning: Sequence[Step], quantization: Sequence[Step]) -> None:
 @PRUNINGS.register(DENSE)
 @PRUNINGS.register(SCRATCH)
 def leave(target: Target) -> tuple[Step, ...]:
-    """The network as it was trained: the dense one, or a narrower one of budget * MACs."""
+    """The network as it was trained: the dense one, or a narrower one of budget * its cost."""
     return ()
 
 
 def by_criterion(criterion: str) -> Pruning:
-    """Narrower widths by a criterion, to budget * MACs."""
+    """Narrower widths by a criterion, to budget * cost."""
 
     def steps(target: Target) -> tuple[Step, ...]:
         config = PruneConfig(criterion=criterion, seed=target.seed)
-        return (Prune(budget=Budget(macs=target.budget), prune=config),)
+        return (Prune(budget=Budget(**{target.cost: target.budget}), prune=config),)
 
     return steps
 
@@ -76,15 +80,16 @@ for _name in (RANDOM, "l2", "taylor", "kl"):
 
 @PRUNINGS.register("structured_obs")
 def eliminate(target: Target) -> tuple[Step, ...]:
-    """Narrower widths by structured optimal brain surgeon, and the weights left solved for again; budget * MACs."""
+    """Narrower widths by structured optimal brain surgeon, and the weights left solved for again; budget * cost."""
     config = PruneConfig(criterion=Elimination(), method=Lagrangian(), seed=target.seed)
-    return (Prune(budget=Budget(macs=target.budget), prune=config, compensate=CompensateConfig()),)
+    return (Prune(budget=Budget(**{target.cost: target.budget}), prune=config, compensate=CompensateConfig()),)
 
 
 @PRUNINGS.register("low_rank")
 def factorize(target: Target) -> tuple[Step, ...]:
-    """Layers as products of thinner ones, of budget * MACs in all."""
-    return (Factorize(macs=target.budget),)
+    """Layers as products of thinner ones, of budget * cost in all."""
+    kept = target.budget
+    return (Factorize(macs=kept) if target.cost == "macs" else Factorize(params=kept),)
 
 
 @PRUNINGS.register("quantization_pruning")

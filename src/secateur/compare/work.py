@@ -42,7 +42,7 @@ def train_start(start: Start, grid: Grid, store: Store) -> tuple[float, float]:
     with cpu_threads(1):
         task, _ = task_of(replace(start, budget=1.0), grid)
         with clock.phase("train"):
-            scale = 1.0 if start.budget == 1 else scale_for(task, start.budget)
+            scale = 1.0 if start.budget == 1 else scale_for(task, start.budget, grid.cost)
             model = task.fit(scale)
         store.keep_start(start, model, scale)
     seconds = time.perf_counter() - begin
@@ -65,7 +65,7 @@ def run_cell(cell: Cell, grid: Grid, store: Store) -> Row:
         context = context_of(material, dense, grid.n_calibration, cell.seed)
         try:
             with clock.phase("steps"):
-                small, notes = _shrunk(cell, model, context, task)
+                small, notes = _shrunk(cell, grid.cost, model, context, task)
         except SecateurError as error:
             found["reason"] = str(error)
         else:
@@ -85,32 +85,34 @@ def run_cell(cell: Cell, grid: Grid, store: Store) -> Row:
 def task_of(dense: Start, grid: Grid) -> tuple[Task, Cut]:
     """The samples of a dense network, cut; those of narrower ones are the same."""
     subject = make(SUBJECTS, dense.model)
-    cut = cut_folds(subject.labels(), grid.folds, dense.seed, grid.val_fraction)[dense.fold]
+    cuts = cut_folds(subject.labels(), grid.folds, dense.seed, grid.val_fraction, subject.held_out())
+    cut = cuts[dense.fold]
     return subject.task(cut, dense.seed), cut
 
 
-def scale_for(task: Task, budget: float) -> float:
-    """The largest scale at which the network costs no more than `budget` of the MACs that it has at scale 1."""
+def scale_for(task: Task, budget: float, cost: str = "macs") -> float:
+    """The largest scale at which the network costs no more than `budget` of what it does at scale 1."""
 
-    def macs(n: int) -> int:
+    def spent(n: int) -> int:
         model = task.build(n / SCALES).eval()
-        return trace(model, task.splits(model).train.fetch([0])[0]).cost().macs
+        found: int = getattr(trace(model, task.splits(model).train.fetch([0])[0]).cost(), cost)
+        return found
 
-    allowed = budget * macs(SCALES)
-    low, high = 1, SCALES  # macs(low) is allowed, or nothing is; macs(high) is not
+    allowed = budget * spent(SCALES)
+    low, high = 1, SCALES  # spent(low) is allowed, or nothing is; spent(high) is not
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if macs(middle) <= allowed else (low, middle)
+        low, high = (middle, high) if spent(middle) <= allowed else (low, middle)
     return low / SCALES
 
 
-def _shrunk(cell: Cell, model: nn.Module, context: Context, task: Task) -> tuple[nn.Module, list[str]]:
+def _shrunk(cell: Cell, cost: str, model: nn.Module, context: Context, task: Task) -> tuple[nn.Module, list[str]]:
     """The network after the steps of a cell, with what they say.
 
     Raises:
         ConfigError: a step has nothing to work on, so that the cell would not be what its name says.
     """
-    target = Target(budget=cell.budget, model=model, example=context.example, seed=cell.seed)
+    target = Target(budget=cell.budget, cost=cost, model=model, example=context.example, seed=cell.seed)
     pruning, quantization = PRUNINGS[cell.pruning](target), QUANTIZATIONS[cell.quantization]
     shrinking = (*pruning, *quantization)
     steps = (*shrinking, task.finetune)

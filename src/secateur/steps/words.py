@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from secateur.coding.bits import pack_bits
 from secateur.criteria.samples import inputs_of
-from secateur.data.words import UNKNOWN, renumbered
+from secateur.data.words import UNKNOWN
 from secateur.edits import EDITS, Prune
 from secateur.errors import ConfigError, PlanError, VerifyError
 from secateur.forward import plain_forward
@@ -26,6 +27,8 @@ TOLERANCE = 1e-3  # of the largest output: sums over fewer words are added in an
 class Reader(nn.Module):
     """y = model(x[:, keep]) of columns (B, V); y = model(numbers[x]) of token numbers (B, T), what went being unknown.
 
+    `table` is `keep`, or a bit for each word, so that the file of a smaller network does not grow by a number per word.
+
     Args:
         model: reads len(keep) words.
         keep: sorted indices of the words that it reads, of n_words.
@@ -34,7 +37,7 @@ class Reader(nn.Module):
     >>> Reader(nn.Identity(), (0, 2), 3, is_columns=True)(torch.tensor([[5.0, 6.0, 7.0]]))
     tensor([[5., 7.]])
     >>> Reader(nn.Identity(), (0, 1, 3), 4, is_columns=False)(torch.tensor([[0, 2, 3]]))
-    tensor([[0, 1, 2]], dtype=torch.int32)
+    tensor([[0, 1, 2]])
     """
 
     table: Tensor
@@ -43,11 +46,18 @@ class Reader(nn.Module):
         super().__init__()
         self.model = model
         self.is_columns = is_columns
-        table = torch.tensor(keep) if is_columns else renumbered(torch.arange(n_words), keep, n_words)
-        self.register_buffer("table", table.int())
+        indices = torch.tensor(keep)
+        is_read = torch.zeros(n_words, dtype=torch.long).index_fill_(0, indices, 1)
+        self.register_buffer("table", indices.int() if is_columns else pack_bits(is_read, 1))
 
     def forward(self, x: Tensor) -> Any:
-        return self.model(x.index_select(1, self.table) if self.is_columns else self.table[x])
+        return self.model(x.index_select(1, self.table) if self.is_columns else self._numbers()[x])
+
+    def _numbers(self) -> Tensor:
+        """What each token number becomes: how many of those that are read are lower, or `UNKNOWN`."""
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self.table.device)
+        bits = torch.bitwise_right_shift(self.table.unsqueeze(1), shifts).bitwise_and(1).flatten()
+        return torch.where(bits == 1, bits.cumsum(0) - 1, UNKNOWN)
 
 
 @EDITS.register("words")

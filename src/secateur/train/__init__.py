@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from secateur.train.augment import AUGMENTS, Augment, ShiftFlip
+from secateur.train.augment import AUGMENTS, Augment, ShiftFlip, WordDropout
 from secateur.train.config import OPTIMIZERS, TrainConfig
 from secateur.train.history import EpochRecord, History
 from secateur.train.loop import Callback, fit_
@@ -26,6 +26,7 @@ __all__ = [
     "Regularizer",
     "ShiftFlip",
     "TrainConfig",
+    "WordDropout",
     "compute_loss",
     "cosine_lr",
     "cross_entropy",
