@@ -13,9 +13,16 @@ import pytest
 import torch
 
 import secateur
+from secateur.edits import Edits
 from secateur.errors import FileError
+from secateur.files import loading
 from secateur.files import manifest as manifest_file
 from secateur.files.loading import Saved, open_folder
+from secateur.models import digits_cnn
+from secateur.sources import build_model
+from secateur.steps.quantize import Quantize, quantize
+
+IMAGE = torch.zeros(1, 1, 8, 8)
 
 
 @pytest.fixture
@@ -179,6 +186,52 @@ def test_hostile_plans(folder, change, message):
     reseal(folder)
     with pytest.raises(FileError, match=message):
         open_folder(folder)
+
+
+@pytest.fixture
+def built_on(monkeypatch) -> list[str]:
+    """Where the loader builds architectures, in order."""
+    devices: list[str] = []
+
+    def watched(source):
+        devices.append(torch.empty(0).device.type)
+        return build_model(source)
+
+    monkeypatch.setattr(loading, "build_model", watched)
+    return devices
+
+
+def test_a_hostile_source_takes_no_memory(folder, built_on):
+    reseal(folder, source="builtin:digits_cnn?width=100000")
+    with pytest.raises(FileError, match=r"has .* parameters but its file"):
+        secateur.load(folder)
+    assert set(built_on) == {"meta"}
+
+
+def test_a_plan_does_not_make_a_hostile_source_harmless(tmp_path, built_on):
+    """Nothing is pruned, and the codes claim more numbers than any form of storage gives for their bytes."""
+    model = digits_cnn(width=4).eval()
+    folder = secateur.save(model, tmp_path / "m", plan=Edits(), inputs=IMAGE, source="builtin:digits_cnn?width=4")
+    reseal(folder, source="builtin:digits_cnn?width=20000")
+    with pytest.raises(FileError, match=r"and its plan have .* numbers, its file .* bytes. Don't load it; or pass"):
+        secateur.load(folder)
+    assert set(built_on) == {"meta"}
+
+
+def test_few_bytes_may_stand_for_many_numbers(tmp_path, built_on, monkeypatch):
+    """However large the dense model and however well it is coded, its own shapes are what the file must fill."""
+    monkeypatch.setattr(loading, "MAX_DENSE", 0)
+    monkeypatch.setattr(loading, "MAX_SHRINK", 0)
+    model = digits_cnn(width=64).eval()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    done = quantize(model, step=Quantize(bits=2, granularity="per_tensor"))
+    source, edits = "builtin:digits_cnn?width=64", Edits().then(done.edit)
+    folder = secateur.save(done.model, tmp_path / "m", plan=edits, inputs=IMAGE, source=source, is_compact=True)
+    assert (folder / "model.safetensors.xz").stat().st_size < sum(p.numel() for p in model.parameters()) / 100
+    again = secateur.load(folder)
+    assert built_on == ["meta"]
+    assert all(map(torch.equal, again.state_dict().values(), done.model.state_dict().values()))
 
 
 def test_a_stored_python_source_runs_only_when_trusted(folder, tmp_path, monkeypatch, cnn):

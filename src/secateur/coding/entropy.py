@@ -23,6 +23,9 @@ _WORD = np.uint64(32)
 _LANE_BYTES = 800  # of payload for each lane, whose state costs 8: 1 %
 _MAX_STEPS = 1 << 16  # of a lane
 MAX_SYMBOLS = 4096
+CODES_PER_BYTE = _MAX_STEPS // 8
+"""At most: a lane, whose state takes 8 bytes, gives so many codes per byte even where all are the same."""
+
 _LENGTH_BITS = 5
 _PLACES = np.arange(_PRECISION, -1, -1, dtype=np.uint64)
 

@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.coding.entropy import CODES_PER_BYTE
 from secateur.edits import Edits
 from secateur.errors import ConfigError, FileError, PlanError, RegistryError, SecateurError
 from secateur.files.fingerprint import check_spec, differences, take_fingerprint
 from secateur.files.manifest import PLAN, RECIPE, REPORT, WEIGHTS, Manifest, check_file, read_manifest, read_text
 from secateur.files.state import State, fill, read_tensors
 from secateur.sources import build_model, parse_source
+from secateur.tensors import copy_around, distinct, like, named_tensors
 
 Build = Callable[[], nn.Module]
-MAX_DENSE = 2**27  # parameters that a stored source may always have
+MAX_DENSE = 2**27  # numbers that an architecture with memory may always have
+MAX_SHRINK = 64  # times as many as the file holds, from there on
+
+_REFUSE = "Don't load it; or pass a function that builds the model, load(folder, build), if you trust the folder."
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,16 @@ def open_folder(folder: str | os.PathLike[str], build: Build | None = None, *, t
     n_numbers = sum(t.numel() * (8 if t.dtype == torch.uint8 else 1) for t in tensors.values())  # codes are packed
     edits = _read_edits(place[PLAN], n_numbers)
     check_spec(manifest.fingerprint.inputs)
-    with torch.random.fork_rng():
-        dense = _build(root, manifest, build, trust_source=trust_source, n_numbers=n_numbers)
+    n_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
+    small = _hollow(manifest, edits, n_bytes, trust_source=trust_source) if build is None else None
     origin = "build()" if build is not None else f"'{manifest.source}'"
-    try:
-        small = edits.replay(dense)
-    except (PlanError, ConfigError, RegistryError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise FileError(f"The plan in '{root}' does not fit the model of {origin}: {error}") from error
+    if small is None:
+        with torch.random.fork_rng():
+            dense = _build(root, manifest, build, trust_source=trust_source, n_numbers=n_numbers)
+        try:
+            small = edits.replay(dense)
+        except (PlanError, ConfigError, RegistryError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise FileError(f"The plan in '{root}' does not fit the model of {origin}: {error}") from error
     model = fill(small, state, str(place[WEIGHTS])).eval()
     _check_fingerprint(model, manifest, root, origin)
     return Saved(
@@ -113,6 +121,36 @@ def _build(root: Path, manifest: Manifest, build: Build | None, *, trust_source:
         raise FileError(f"The source stored in '{root}' can't be built: {error}") from error
 
 
+def _hollow(manifest: Manifest, edits: Edits, n_bytes: int, *, trust_source: bool) -> nn.Module | None:
+    """The model after all edits, its tensors zero, where it can be had without memory for the dense one; else None.
+
+    The shapes that the edits leave say how many numbers each tensor has. No form of storage gives more of them than
+    `CODES_PER_BYTE` for a byte, so the memory that they take is bounded by the file, whatever the source says.
+
+    Raises:
+        FileError: the file can't hold so many numbers.
+    """
+    if manifest.source is None:
+        return None
+    try:
+        if parse_source(manifest.source).runs_code and not trust_source:
+            return None
+        with torch.random.fork_rng(), torch.device("meta"):
+            dense = build_model(manifest.source)
+        small = edits.replay(dense)
+        state = small.state_dict()
+    except Exception:  # code that reads values, which the meta device has not; what is wrong otherwise shows again
+        return None
+    tensors = distinct(named_tensors(small))
+    if any(key not in state for key in named_tensors(small)):
+        return None  # a tensor outside the state dict has values that only the constructor knows
+    if (size := sum(t.numel() for t in tensors.values())) > CODES_PER_BYTE * n_bytes:
+        raise FileError(
+            f"'{manifest.source}' and its plan have {size:,} numbers, its file {n_bytes:,} bytes. {_REFUSE}"
+        )
+    return copy_around(small, {key: like(t, torch.zeros_like(t, device="cpu")) for key, t in tensors.items()})
+
+
 def _check_scale(source: str, n_numbers: int) -> None:
     """Refuse an architecture out of all proportion to its file (`?width=1000000`), before memory is taken for it."""
     try:
@@ -120,8 +158,8 @@ def _check_scale(source: str, n_numbers: int) -> None:
             size = sum(p.numel() for p in build_model(source).parameters())
     except ConfigError:  # some constructors read values, which the meta device has not; then the real build decides
         return
-    if size > max(MAX_DENSE, 4096 * n_numbers):
-        raise FileError(f"'{source}' has {size:,} parameters but its file {n_numbers:,} numbers. Don't load it.")
+    if size > max(MAX_DENSE, MAX_SHRINK * n_numbers):
+        raise FileError(f"'{source}' has {size:,} parameters but its file {n_numbers:,} numbers. {_REFUSE}")
 
 
 def _state(root: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> State:
