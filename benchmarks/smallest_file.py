@@ -51,8 +51,8 @@ def digits_steps(seed: int) -> list[Step]:
     return [Prune(budget=Budget(params=0.2)), tune, Quantize(bits=4, ends_bits=6), tune, Round()]
 
 
-def resnet_steps(seed: int, epochs: int, bits: int, kept: float) -> list[Step]:
-    """Without labels to half the MACs; then quantized, and trained straight through under the dense model."""
+def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
+    """Pruned without labels; then quantized, and trained straight through under the dense model."""
     prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(), seed=seed)
     train = TrainConfig(
         epochs=epochs,
@@ -65,7 +65,7 @@ def resnet_steps(seed: int, epochs: int, bits: int, kept: float) -> list[Step]:
         seed=seed,
     )
     return [
-        Prune(budget=Budget(macs=kept, params=kept), prune=prune, compensate=CompensateConfig(reconstruct=None)),
+        Prune(budget=kept, prune=prune, compensate=CompensateConfig(reconstruct=None)),
         Quantize(bits=bits, ends_bits=6),
         Finetune(train=train, distill=Distill(weight=0.7, temperature=4.0)),
         Round(),
@@ -150,7 +150,7 @@ def resnet56(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         classes=CLASSES,
     )
     dense = load_weights("cifar_resnet56", args.weights)
-    steps = resnet_steps(seed, args.epochs, args.bits, args.kept)
+    steps = resnet_steps(seed, args.epochs, args.bits, Budget(params=args.params, macs=args.macs))
     checkpoints = args.checkpoints and args.checkpoints / f"resnet56-{seed}"
     return [measured("cifar_resnet56", dense, splits, steps, seed, checkpoints=checkpoints)]
 
@@ -163,7 +163,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning, for resnet56")
     parser.add_argument("--bits", type=int, default=3, help="per weight, for resnet56")
-    parser.add_argument("--kept", type=float, default=0.5, help="fraction of MACs and of parameters, for resnet56")
+    parser.add_argument("--params", type=float, default=0.53, help="fraction kept of resnet56's parameters")
+    parser.add_argument("--macs", type=float, default=0.6, help="of its MACs: they are the time that training takes")
     parser.add_argument("--checkpoints", type=Path, help="folder to go on from after a kill (seconds: of the last run)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="smallest_file", help="name of the files in results/")

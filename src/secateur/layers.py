@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from secateur.compensation.readers import EVERY, Window
-from secateur.tensors import modules_of
+from secateur.tensors import modules_of, wide
 from secateur.watching import watching
 
 Rows = Callable[[Tensor], Tensor]
@@ -130,7 +129,7 @@ def sum_over_inputs(layers: Mapping[str, Layer], run: Callable[[], None], of: Ro
     sums: dict[str, Tensor] = {}
 
     def see(key: str, x: Tensor, y: Tensor) -> None:
-        part = of(layers[key].rows(x.detach().to(torch.promote_types(x.dtype, torch.float32))))
+        part = of(layers[key].rows(wide(x.detach())))
         sums[key] = sums[key].add_(part) if key in sums else part
 
     with watching({key: layer.module for key, layer in layers.items()}, see):

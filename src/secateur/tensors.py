@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils import _pytree as pytree
@@ -49,6 +50,16 @@ def tensors_in(value: Any) -> list[Tensor]:
     if hasattr(value, "__dict__"):
         return [t for v in vars(value).values() if v is not value for t in tensors_in(v)]
     return []
+
+
+def wide(t: Tensor) -> Tensor:
+    """The same numbers in float32 at least: sums, squares and small steps are lost in half precision."""
+    return t.to(wide_dtype(t.dtype))
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or the dtype itself where it is wider."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class Identities(MutableMapping[Tensor, Any]):

@@ -25,7 +25,7 @@ from secateur.criteria.elimination import Elimination
 from secateur.dims.algebra import leaves
 from secateur.graph import Graph, trace
 from secateur.program import Program, Run
-from secateur.tensors import Inputs, named_tensors
+from secateur.tensors import Inputs, named_tensors, wide
 
 log = logging.getLogger("secateur")
 
@@ -146,7 +146,7 @@ def _observe(
     n_samples = 0
 
     def add(store: dict[str, Tensor], key: str, values: Tensor) -> None:
-        values = values.detach().movedim(0, 1).to(torch.promote_types(values.dtype, torch.float32))
+        values = wide(values.detach()).movedim(0, 1)
         found = (values.mT @ values).double()
         store[key] = store[key] + found if key in store else found
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import GroupError
+from secateur.tensors import wide_dtype
 
 _DAMPINGS = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 DAMPING = 1e-3
@@ -33,7 +34,7 @@ class Moments:
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Self:
         """The moments of x (n, g, k) and y (n, g, o): products in the dtype of x, at least float32, sums in float64."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = wide_dtype(x.dtype)
         rows, outs = x.movedim(0, 1).to(dtype), y.movedim(0, 1).to(dtype)
         return cls(
             len(x),

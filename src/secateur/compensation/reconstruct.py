@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from secateur.compensation.config import ReconstructConfig
 from secateur.compensation.segments import Segment
 from secateur.program import Run
+from secateur.tensors import wide
 
 _WARM_UP = 0.1  # of all steps
 _HELD_OUT = 8  # one batch of so many decides whether the fit is kept
@@ -53,7 +54,7 @@ def reconstruct_(
     energy = max(float(sum(t.double().var() for t in targets)) / len(targets), 1e-30)
 
     def loss(i: int, out: Tensor) -> Tensor:
-        return (out - _wide(targets[i])).square().mean() / energy
+        return (out - wide(targets[i])).square().mean() / energy
 
     return fit_(segment, runs, loss, config.epochs, config.lr, config.seed)
 
@@ -73,14 +74,14 @@ def fit_(segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: flo
     """
     fixed = runs[0].program.fixed
     start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
-    fitted = {i: _wide(t).clone().requires_grad_() for i, t in start.items()}
+    fitted = {i: wide(t).clone().requires_grad_() for i, t in start.items()}
     n_seen = n_fitted(len(runs))
     seen, unseen = range(n_seen), range(n_seen, len(runs))
 
     def loss_of(i: int, instead: dict[int, Tensor]) -> Tensor:
         run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()})
         run.advance(segment.stop)
-        return loss(i, _wide(run[segment.out]))
+        return loss(i, wide(run[segment.out]))
 
     def unseen_loss(instead: dict[int, Tensor]) -> float:
         return sum(float(loss_of(i, instead)) for i in unseen or seen) / len(unseen or seen)
@@ -113,11 +114,6 @@ def fit_(segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: flo
 def _rate(done: float) -> float:
     """Of the first learning rate: up in a line, down in a cosine."""
     return min(1.0, (done + 1e-3) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def _wide(t: Tensor) -> Tensor:
-    """At least float32: steps and squares are lost in half precision."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _rms(t: Tensor) -> float:

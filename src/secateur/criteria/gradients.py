@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from secateur.criteria.samples import split
 from secateur.errors import ConfigError, GroupError
-from secateur.tensors import Inputs, on_device
+from secateur.tensors import Inputs, on_device, wide_dtype
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -113,7 +113,7 @@ def _mean(
     keys = [key for key, p in model.named_parameters() if p.is_floating_point()]
     n_samples = 0
     with differentiable(model) as parameters:
-        sums = [torch.zeros(p.shape, dtype=_wide(p.dtype), device=p.device) for p in parameters]
+        sums = [torch.zeros(p.shape, dtype=wide_dtype(p.dtype), device=p.device) for p in parameters]
         for index, (inputs, labels) in enumerate(labelled):
             args, kwargs = on_device(model, inputs)
             value = loss_value(loss(model(*args, **kwargs), like_parameters(model, labels)), index)
@@ -144,10 +144,6 @@ def like_parameters(model: nn.Module, value: Any) -> Any:
     device = next(model.parameters()).device
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
 
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to add up in: float32, or wider if the parameter is."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from secateur.data.arrays import ArrayDataset
 from secateur.errors import DataError
+from secateur.tensors import wide
 
 Batch = tuple[Tensor, Tensor] | list[Tensor] | dict[str, Tensor]
 
@@ -144,4 +145,4 @@ def logits_of(outputs: Any) -> Tensor:
         raise DataError(
             f"The model gave a {type(outputs).__name__} without logits. Wrap it so that it returns a tensor or .logits."
         )
-    return found.to(torch.promote_types(found.dtype, torch.float32)) if found.is_floating_point() else found
+    return wide(found) if found.is_floating_point() else found

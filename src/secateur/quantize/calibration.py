@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.errors import ConfigError
 from secateur.registry import Registry
+from secateur.tensors import wide
 
 SMALLEST = 1e-30
 """The scale of values that are all zero; it divides, so it can't be zero."""
@@ -169,7 +170,7 @@ def fit_grid(rows: Tensor, n_codes: int, symmetric: bool, calibration: Calibrati
     >>> fit_grid(torch.tensor([[-1.0, 0.5, 2.0]]), 4, symmetric=False).nearest(torch.tensor([[-1.0, 0.6, 2.0]]))
     tensor([[-1.,  1.,  2.]])
     """
-    values = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
+    values = wide(rows.detach())
     if not torch.isfinite(values).all():
         raise ConfigError("Values that are NaN or Inf have no range. Check the weights and the calibration data.")
     low, high = calibration.range(values, n_codes, symmetric)

@@ -23,7 +23,7 @@ from secateur.quantize.calibration import MINMAX, SMALLEST, Calibration
 from secateur.quantize.granularity import PerTensor
 from secateur.quantize.quantizer import straight
 from secateur.quantize.uniform import Symmetric, Uniform, check_bits, symmetric_codes
-from secateur.tensors import modules_of
+from secateur.tensors import modules_of, wide, wide_dtype
 
 CHILD = "input_quantizer"
 PER = ("static", "batch", "token")
@@ -53,8 +53,8 @@ class Dynamic(nn.Module):
         if not x.numel():
             return x
         axes = tuple(range(-x.ndim, 0)) if self.axes is None else self.axes
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        seen = wide.detach()
+        values = wide(x)
+        seen = values.detach()
         lowest: Tensor | int
         if self.is_symmetric:
             n_codes = symmetric_codes(self.bits)
@@ -65,7 +65,7 @@ class Dynamic(nn.Module):
             low, high = (seen.amin(axes, keepdim=True).clamp_max(0), seen.amax(axes, keepdim=True).clamp_min(0))
             scale = ((high - low) / (n_codes - 1)).clamp_min(SMALLEST)
             lowest = (low / scale).round()
-        u = wide / scale
+        u = values / scale
         levels = u.round().clamp(lowest, lowest + (n_codes - 1))  # type: ignore[arg-type]
         return (straight(levels, u) * scale).to(x.dtype)
 
@@ -111,7 +111,7 @@ class InputLevels:
             axes = input_axes(layer) if self.per == "token" else None
             return Dynamic(self.bits, issubclass(kind, Symmetric), axes)
         held = next(layer.parameters())
-        like = torch.empty(1, dtype=torch.promote_types(held.dtype, torch.float32), device=held.device)
+        like = torch.empty(1, dtype=wide_dtype(held.dtype), device=held.device)
         if values is None:
             return kind.blank(like, {"bits": self.bits, **PerTensor().settings()})
         return kind.fit(values.to(like), PerTensor(), self.bits, calibration)

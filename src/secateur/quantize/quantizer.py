@@ -14,6 +14,7 @@ from secateur.coding.codes import pack_codes, unpack_codes
 from secateur.errors import ConfigError, FileError
 from secateur.quantize.calibration import SMALLEST
 from secateur.quantize.granularity import Granularity, read_granularity
+from secateur.tensors import wide_dtype
 
 
 class Quantizer(Coding):
@@ -119,7 +120,7 @@ class Quantizer(Coding):
         It takes the values that the scale's own dtype has, since that is how it will be stored. Where it is 0, so is
         every level times it: a tiny number in its place would make subnormal ones, which processors are slow at.
         """
-        dtype = torch.promote_types(self.scale.dtype, torch.float32)
+        dtype = wide_dtype(self.scale.dtype)
         factor = 1 / math.sqrt(max(1.0, n_values * (self.n_codes - 1) / 2))
         gain = self.gain.to(dtype)
         gain = gain * factor + (gain * (1 - factor)).detach()

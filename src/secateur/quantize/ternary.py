@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.coding.base import CODINGS
 from secateur.quantize.granularity import Granularity
 from secateur.quantize.quantizer import Quantizer, straight
+from secateur.tensors import wide
 
 
 @CODINGS.register("ternary")
@@ -42,7 +43,7 @@ class Ternary(Quantizer):
     def fit(cls, weight: Tensor, granularity: Granularity) -> Self:
         """The coding of nearly the least squared error on a weight."""
         shape = granularity.scale_shape(tuple(weight.shape))
-        sizes = granularity.rows(weight.detach()).abs().to(torch.promote_types(weight.dtype, torch.float32))
+        sizes = wide(granularity.rows(weight.detach())).abs()
         limit = 0.7 * sizes.mean(1, keepdim=True)
         beyond = sizes > limit
         scale = (sizes * beyond).sum(1) / beyond.sum(1).clamp_min(1)
