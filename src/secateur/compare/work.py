@@ -58,8 +58,7 @@ def run_cell(cell: Cell, grid: Grid, store: Store) -> Row:
     found: dict[str, Any] = {"measure": type(make(SUBJECTS, cell.model)).measure}
     with cpu_threads(1):
         task, cut = task_of(cell.dense, grid)
-        dense = store.start(cell.dense, task)
-        model = dense if cell.start == cell.dense else store.start(cell.start, task)
+        dense, model = (_trained(start, grid, store) for start in (cell.dense, cell.start))
         splits = task.splits(dense)
         material = Material(samples=splits.train, train=splits.train, val=splits.val, test=splits.test)
         context = context_of(material, dense, grid.n_calibration, cell.seed)
@@ -88,6 +87,12 @@ def task_of(dense: Start, grid: Grid) -> tuple[Task, Cut]:
     cuts = cut_folds(subject.labels(), grid.folds, dense.seed, grid.val_fraction, subject.held_out())
     cut = cuts[dense.fold]
     return subject.task(cut, dense.seed), cut
+
+
+@lru_cache(maxsize=8)  # steps leave the network that they are given as it is
+def _trained(start: Start, grid: Grid, store: Store) -> nn.Module:
+    task, _ = task_of(replace(start, budget=1.0), grid)
+    return store.start(start, task)
 
 
 def scale_for(task: Task, budget: float, cost: str = "macs") -> float:
