@@ -214,9 +214,9 @@ def test_klda_is_compared_without_labels(tmp_path: Path, monkeypatch: pytest.Mon
     grid = dataclasses.replace(TINY, models=(model,), prunings=("kl", "vocabulary"), quantizations=("none",))
     start = grid.cells()[0].start
     task, _ = task_of(start, grid)
-    names = ("adjusted_rand", "nmi", "purity")
+    names = ("adjusted_rand", "nmi", "purity", "silhouette", "log_likelihood")
     model_a = task.fit(1.0)
-    assert tuple(task.score(model_a, "test")) == names
+    assert {*task.score(model_a, "test")} <= {*names}  # no silhouette of a single cluster
     relabelled = dataclasses.replace(task, classes=torch.zeros_like(task.classes))
     model_b = relabelled.fit(1.0)
     for a, b in zip(model_a.parameters(), model_b.parameters(), strict=True):

@@ -112,11 +112,14 @@ class Clustering:
         return DataSplits(train, val, test, tuple(map(str, range(self.n_clusters))))
 
     def score(self, model: nn.Module, part: str) -> dict[str, float]:
-        """Adjusted Rand index, NMI and purity of the clusters, against the classes."""
+        """Adjusted Rand index, NMI and purity of the clusters, against the classes; silhouette and log-likelihood."""
         at = self._parts()[part]
-        logits, classes = predict(model, ArrayDataset(self.columns[at], self.classes[at]))
-        found = score_clusters(classes.numpy(), logits.argmax(1).numpy())
-        return {name: getattr(found, name) for name in ("adjusted_rand", "nmi", "purity")}
+        columns = self.columns[at]
+        logits, classes = predict(model, ArrayDataset(columns, self.classes[at]))
+        clusters, densities = logits.argmax(1), logits.logsumexp(1)
+        found = score_clusters(classes, clusters, points=columns, log_densities=densities)
+        names = ("adjusted_rand", "nmi", "purity", "silhouette", "log_likelihood")
+        return {name: value for name in names if (value := getattr(found, name)) is not None}
 
     def _parts(self) -> dict[str, Indices]:
         return {"train": self.cut.train, "val": self.cut.val, "test": self.cut.test}

@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 
 from secateur.compare.plots import colours_of, draw_pareto, load_plotly
-from secateur.compare.summary import COSTS, Line, highlights, left_out
+from secateur.compare.summary import COSTS, QUALITIES, Line, highlights, left_out
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 SYMBOLS = "★ dense", "● pruned", "✕ random", "▲ from scratch", "— Pareto front", "┄ dense quality"
@@ -100,7 +100,7 @@ def _table(lines: Sequence[Line]) -> str:
     if not lines:
         return ""
     measure = lines[0].measure
-    others = [name for name in lines[0].qualities if name != measure]
+    others = [name for name in QUALITIES if name != measure and any(name in line.qualities for line in lines)]
     names = (
         *("pruning", "quantization", "budget", f"test {measure}", "train", "gap", "p"),
         *("MACs", "bytes", "latency, ms", "marks", "params", *map(_words, others), "seconds"),
@@ -112,7 +112,10 @@ def _table(lines: Sequence[Line]) -> str:
         cells += [_with_spread(line.gap, line.gap_std, "+.3f"), _number(line.p_holm, ".3f")]
         cells += [_number(line.macs, ",.0f"), _number(line.size_bytes, ",.0f")]
         cells += [_with_spread(line.latency_ms, line.latency_ms_std), (_marks(line), len(line.pareto) + line.is_best)]
-        cells += [_number(line.params, ",.0f"), *(_with_spread(*line.qualities[name]) for name in others)]
+        cells += [
+            _number(line.params, ",.0f"),
+            *(_with_spread(*line.qualities.get(name, (None, None))) for name in others),
+        ]
         cells += [_number(line.seconds, ".2f")]
         rows.append(_row(line, cells, n_text=2))
     return _html_table(names, rows, n_text=2, kind="table", is_sortable=True)
@@ -152,7 +155,7 @@ def _number(value: float | None, form: str) -> Cell:
 
 
 def _with_spread(value: float | None, spread: float | None, form: str = ".3f") -> Cell:
-    return f"{value:{form}} <small>± {spread:.3f}</small>", value
+    return ("–" if value is None else f"{value:{form}} <small>± {spread:.3f}</small>"), value
 
 
 def _of(value: float, dense: float) -> Cell:

@@ -38,6 +38,8 @@ class Row:
     adjusted_rand: float | None = None
     nmi: float | None = None
     purity: float | None = None
+    silhouette: float | None = None  # among the samples as they are; None where there is a single cluster
+    log_likelihood: float | None = None  # per sample, in nats, under each network's own density of its latent space
     params: int | None = None
     macs: int | None = None  # of one sample
     size_bytes: int | None = None  # as saved

@@ -12,7 +12,10 @@ from secateur.compare.techniques import DENSE, RANDOM, SCRATCH
 
 COSTS = ("macs", "size_bytes", "latency_ms")
 """What quality is weighed against."""
-QUALITIES = ("accuracy", "precision", "recall", "f1", "adjusted_rand", "nmi", "purity")
+QUALITIES = (
+    *("accuracy", "precision", "recall", "f1"),
+    *("adjusted_rand", "nmi", "purity", "silhouette", "log_likelihood"),
+)
 """Measures on the test part; a task has some of them."""
 
 
@@ -132,7 +135,8 @@ def _line(rows: Sequence[Row], dense: Sequence[Row]) -> Line:
         return line
     mean = {name: fmean(_numbers(rows, name)) for name in _MEANS}
     spread = {f"{name}_std": _spread(_numbers(rows, name)) for name in _MEANS if name != "params"}
-    found = {name: _numbers(rows, name) for name in QUALITIES if getattr(first, name) is not None}
+    whole = [name for name in QUALITIES if all(getattr(row, name) is not None for row in rows)]
+    found = {name: _numbers(rows, name) for name in whole}
     qualities = {name: (fmean(values), _spread(values)) for name, values in found.items()}
     val_loss = None if first.val_loss is None else fmean(_numbers(rows, "val_loss"))
     apart = [a - b for a, b in zip(_numbers(rows, "test"), _numbers(dense, "test"), strict=True)]
