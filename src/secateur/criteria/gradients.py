@@ -145,7 +145,6 @@ def like_parameters(model: nn.Module, value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), value)
 
 
-
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Put the model in eval mode with gradients of every parameter, give these, and put all back afterwards."""
