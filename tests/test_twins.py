@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -124,3 +126,25 @@ def test_places_are_the_innermost_module_and_the_innermost_line_outside_torch():
 class Twice(nn.Module):
     def forward(self, x):
         return x * 2
+
+
+class Kinds(nn.Module):
+    """Loops over a set, whose elements fall on one place of its table: which comes first depends on what came first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds = set([7, 15])  # noqa: C405
+        self.weight = nn.Parameter(torch.ones(3, 20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for kind in self.kinds:
+            x = x + (self.weight[:, :kind]).sum()
+        return x
+
+
+def test_a_skeleton_loops_over_a_set_as_the_model_does() -> None:
+    """Gemma 4: a deep copy's rotary tables came in another order, on some runs of Python and not on others."""
+    net, x = Kinds(), torch.zeros(2)
+    assert list(copy.deepcopy(net).kinds) != list(net.kinds)
+    expected = [[v and v.shape for v in op.outputs] for op in capture(net, x).ops]
+    assert [[v and v.shape for v in op.outputs] for op in capture(Skeleton(net).model, x).ops] == expected

@@ -146,10 +146,15 @@ def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def copy_around(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Copy a model's modules around other tensors, given by first key; ties and lists of parameters stay what they are.
 
+    The copy runs the same operators in the same order, in code that loops over a set of strings or numbers too.
+
     Raises:
         PlanError: the model holds something that can't be deep-copied.
     """
     memo: dict[int, Any] = {id(t): tensors[key] for key, t in distinct(named_tensors(model)).items()}
+    held = [value for module in model.modules() for value in vars(module).values()]
+    sets = [s for s in held if type(s) is set and all(isinstance(item, str | int) for item in s)]
+    memo |= {id(s): s.copy() for s in sets}  # deepcopy fills a new one, which may give them in another order
     try:
         return copy.deepcopy(model, memo)  # the memo says that the tensors are copied already
     except Exception as error:

@@ -72,7 +72,8 @@ def test_prune_and_export_a_hugging_face_folder(run: Any, tmp_path: Path) -> Non
         "--json",
     )
     assert code == 0
-    assert json.loads(out)["config"] == {}
+    assert "the plan says" in json.loads(out)["from_pretrained"]
+    assert json.loads(out)["config"]["intermediate_size"] == {"before": 64, "after": 48}
     code, _, err = run("export", f"hf:{tmp_path / 'small'}", tmp_path / "bert.pt2")
     assert code == 0, err
     code, _, err = run("prune", "hf:bert", "--budget", "width=0.5", "--output", tmp_path / "x", "--weights", "w")

@@ -30,7 +30,8 @@ ready = time.process_time()
 generator = torch.Generator().manual_seed(0)
 settings = secateur.PruneConfig()
 scores = {g.name: torch.rand(g.size, generator=generator) for g in prepared.choose(settings)}
-plan, new = prepared.plan(scores, secateur.Budget(params=0.5), settings)
+planned = prepared.plan(scores, secateur.Budget(params=0.5), settings)
+plan, new = planned.plan, planned.data
 print(json.dumps(dict(
     params=sum(p.numel() for p in model.parameters()), groups=n_groups, trace_s=traced - start,
     prepare_s=ready - traced, plan_s=time.process_time() - ready, hidden=new["hidden_size"],

@@ -12,24 +12,24 @@ import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
 from secateur.allocate import Allocation
-from secateur.capture import capture
 from secateur.dims.algebra import Leaf, count, leaves
 from secateur.dims.groups import Group
 from secateur.frameworks.huggingface_fields import (
     Field,
     Width,
-    compare_programs,
     field_options,
     kind_of,
+    put_number,
     roles_of,
+    spelled_out,
 )
-from secateur.frameworks.huggingface_model import build
+from secateur.frameworks.huggingface_rebuild import Mismatch, mismatch, rebuild
 from secateur.graph import Graph
 from secateur.numbers import Binding
 from secateur.planning import make_plan
@@ -55,6 +55,11 @@ class Fit:
     whole: dict[str, int] = field(default_factory=dict)  # sizes of all roles, those frozen later included
     probes: list[dict[str, float]] = field(default_factory=list)  # fractions by role that everything is tried with
 
+    @cached_property
+    def spelled(self) -> dict[str, Any]:
+        """The config with what its class fills in."""
+        return spelled_out(self.cls, self.data)
+
     def run(self) -> None:
         """Tie the roles, bind fields, and freeze what no field explains."""
         _freeze_tables(self.model, self.graph)
@@ -63,7 +68,7 @@ class Fit:
             self.whole[role] = groups[0].size
         self.graph.refresh()
         self.probes = [{role: _FRACTIONS[i % len(_FRACTIONS)] for i, role in enumerate(self.whole)}]
-        options = field_options(self.graph, self.cls, self.data)
+        options = field_options(self.graph, self.spelled)
         kinds = {role: groups[0].kind for role, groups in roles_of(self.graph).items()}
         self.fields = {  # a head's width is usually in a rotary table: that a number equals something else means little
             path: widths[0]
@@ -83,31 +88,12 @@ class Fit:
         sizes = {role: count(groups[0].leaf, counts) for role, groups in roles_of(self.graph).items()}
         sizes = {**self.whole, **sizes}
         for path, width in self.fields.items():
-            holder = data
-            for name in path[:-1]:
-                holder = holder.setdefault(name, {})
-            holder[path[-1]] = width.constant * math.prod(sizes[r] for r in width.roles)
+            put_number(data, self.spelled, path, width.constant * math.prod(sizes[r] for r in width.roles))
         return data
 
-    def difference(self, counts: Mapping[Leaf, int], small: nn.Module) -> str | None:
+    def difference(self, counts: Mapping[Leaf, int], small: nn.Module) -> Mismatch | None:
         """Say where the model of the new config is not `small`, the planned one, or None where it is the same."""
-        try:
-            fresh = self._rebuild(counts)
-            records = capture(small, self.inputs), capture(fresh, self.inputs)
-        except Exception as error:  # code of Transformers: anything may come out of it
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"
-        mine, theirs = named_tensors(small), named_tensors(fresh)
-        for key in sorted(mine.keys() | theirs.keys()):
-            a, b = mine.get(key), theirs.get(key)
-            if a is None or b is None or a.shape != b.shape:
-                there, planned = ("missing" if t is None else tuple(t.shape) for t in (b, a))
-                return f"'{key}' is {there} there, the plan says {planned}"
-            if not a.is_meta and not b.is_meta and not torch.equal(a, b):
-                return f"the table '{key}' has other values there"
-        return compare_programs(*records)
-
-    def _rebuild(self, counts: Mapping[Leaf, int]) -> nn.Module:
-        return build(self.cls, self.cls.config_class.from_dict(self.config_data(counts)))
+        return mismatch(self.cls, self.config_data(counts), small, self.inputs)
 
     def _settle(self) -> None:
         while (wrong := self._wrong()) is None:
@@ -141,7 +127,7 @@ class Fit:
         for probe in self.probes:
             counts = self._counts(probe)
             try:
-                fresh = named_tensors(self._rebuild(counts))
+                fresh = named_tensors(rebuild(self.cls, self.config_data(counts)))
             except Exception:  # code of Transformers: anything may come out of it
                 return None
             for value in self.graph.trace.tensors.values():
@@ -157,7 +143,7 @@ class Fit:
 
     def _rebind(self, wrong: _Wrong) -> bool:
         """Let one field count something else, or nothing, where that leaves fewer wrong shapes."""
-        for path, widths in field_options(self.graph, self.cls, self.data).items():
+        for path, widths in field_options(self.graph, self.spelled).items():
             before = self.fields.get(path)
             for width in (*widths, None):
                 if width != before:
@@ -174,7 +160,7 @@ class Fit:
 
     def _couple(self, wrong: _Wrong) -> bool:
         """A field that stands for two widths ties them: the hidden size, and 64 × the number of heads."""
-        options = field_options(self.graph, self.cls, self.data)
+        options = field_options(self.graph, self.spelled)
         for path, width in list(self.fields.items()):
             others = [w for w in options.get(path, ()) if w != width] if len(width.roles) == 1 else []
             for other, role in ((w, r) for w in others for r in w.roles if r not in width.roles):
@@ -188,7 +174,7 @@ class Fit:
     def _try(self, a: Group, b: Group, frozen: Sequence[Group], path: Field, wrong: _Wrong) -> bool:
         """Tie two roles and freeze others; take that back unless fewer shapes are wrong then."""
         ties = list(self.graph.solution.ties)
-        why = f"config.json has one number for both, '{path[-1]}'"
+        why = f"config.json has one number for both, '{'.'.join(map(str, path))}'"
         _freeze(frozen, why)
         self.graph.solution.ties.append((a.leaf, b.leaf, why))
         self.graph.refresh()
@@ -250,7 +236,7 @@ class Fit:
         self.graph.refresh()
         return bool(hit)
 
-    def _differs(self, counts: Mapping[Leaf, int]) -> str | None:
+    def _differs(self, counts: Mapping[Leaf, int]) -> Mismatch | None:
         """`difference` for the first units of each group."""
         if not counts:
             return None
@@ -258,7 +244,7 @@ class Fit:
         made = make_plan(self.graph, self.bindings, Allocation(keep, {}), self.inputs)
         return self.difference(counts, apply(self.model, made, verify=False))
 
-    def _freeze_one(self, counts: Mapping[Leaf, int], text: str) -> None:
+    def _freeze_one(self, counts: Mapping[Leaf, int], text: Mismatch) -> None:
         """Freeze the roles that differ when they shrink alone (with what is tied to them); if none does, all."""
         found = [(together, why) for together in self._blocks() if (why := self._differs(_only(counts, together)))]
         for together, why in found or [(next(self._blocks()), text)]:

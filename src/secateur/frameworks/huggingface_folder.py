@@ -18,8 +18,9 @@ from secateur.errors import FileError, PlanError, VerifyError
 from secateur.files.atomic import new_folder
 from secateur.files.state import State, fill
 from secateur.frameworks.huggingface_checkpoint import Checkpoint, cut, open_checkpoint, write_shards
-from secateur.frameworks.huggingface_model import CONFIG, build, example_inputs, quiet, read_config, without_cache
-from secateur.frameworks.huggingface_plan import MARK, prepare
+from secateur.frameworks.huggingface_fields import PER_LAYER
+from secateur.frameworks.huggingface_model import CONFIG, MARK, build, example_inputs, quiet, read_config, without_cache
+from secateur.frameworks.huggingface_plan import PLAN, prepare
 from secateur.frameworks.huggingface_scores import stream_scores
 from secateur.planning import PruneConfig
 from secateur.plans import Plan
@@ -27,7 +28,6 @@ from secateur.surgery import apply
 from secateur.tensors import Inputs, named_tensors
 from secateur.verification import VerifyReport, verify
 
-PLAN = "plan.json"
 _LOADABLE = 2**31  # bytes of weights up to which the numbers are proven as well
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt", ".gguf", ".onnx", ".py", ".index.json")
 
@@ -39,7 +39,8 @@ class FolderReport:
     Attributes:
         folder: the new one.
         plan: what was kept; also in its `plan.json`.
-        numbers: fields of `config.json` that changed, as (old, new); empty where only `load_folder` can load it.
+        numbers: fields of `config.json` that changed, as (old, new).
+        unloadable: why `from_pretrained` can't load it, so that only `load_folder` does; empty where both can.
         n_shards, size_bytes: of the new weights. size_bytes_before: of the old ones.
         proof: the numeric proof on loaded models; None where the checkpoint was too large for it, or it was not asked.
     """
@@ -50,6 +51,7 @@ class FolderReport:
     n_shards: int
     size_bytes: int
     size_bytes_before: int
+    unloadable: str = ""
     proof: VerifyReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class FolderReport:
         return {
             "folder": str(self.folder),
             "config": {name: {"before": old, "after": new} for name, (old, new) in self.numbers.items()},
+            "from_pretrained": self.unloadable or "loads it",
             "params": {"before": before.params, "after": after.params},
             "macs": {"before": before.macs, "after": after.macs},
             "size_bytes": {"before": self.size_bytes_before, "after": self.size_bytes},
@@ -68,9 +71,12 @@ class FolderReport:
         }
 
     def __str__(self) -> str:
-        how = ", ".join(f"{name} {old} → {new}" for name, (old, new) in self.numbers.items())
-        lines = [str(self.plan)]
-        lines += [f"config.json: {how}; from_pretrained loads it" if how else "per layer: load it with load_folder"]
+        how = [f"{name} {old} → {new}" for name, (old, new) in self.numbers.items() if PER_LAYER not in name]
+        some = sorted({name.rpartition(".")[2] for name in self.numbers if PER_LAYER in name})
+        how += [f"{name} by layer" for name in some]
+        loads = "from_pretrained loads it" if not self.unloadable else "load it with load_folder"
+        lines = [str(self.plan), f"config.json: {', '.join(how) or 'as it was'}; {loads}"]
+        lines += [f"from_pretrained can't build it: {self.unloadable}"] if self.unloadable else []
         lines += [f"{self.folder}: {self.n_shards} shards, {self.size_bytes_before:,} → {self.size_bytes:,} bytes"]
         lines += [str(self.proof) if self.proof else "verified: shapes and operators; numbers not compared"]
         return "\n".join(lines)
@@ -94,8 +100,9 @@ def prune_folder(
         output: it must not exist, unless `overwrite`; then it must be what this function wrote.
         config: criterion (l1, l2 or random: no gradients here), allocation, modules to leave alone; by default
             l2, and every width the same fraction in multiples of 8, which kernels for bfloat16 like or even ask for.
-        per_layer: let each layer choose its widths. Then `load_folder` loads the result, `from_pretrained` can't.
-            By default all layers get the same widths and `config.json` says which.
+        per_layer: let each layer choose its widths. `config.json` says which, as far as it can. `load_folder` loads
+            the result; so does `from_pretrained` where Transformers builds that model from that config.
+            By default all layers get the same widths, and both load it.
         inputs: example inputs; by default random tokens or pixels. Only shapes and dtypes count.
         prove: load both models at the end and compare numbers; by default where the weights take less than 2 GB.
     Returns:
@@ -108,6 +115,8 @@ def prune_folder(
     source, target = Path(os.path.abspath(folder)), Path(os.path.abspath(output))
     _check_output(target, overwrite=overwrite)
     data, hf_config, cls = read_config(source)
+    if MARK in data:
+        raise FileError(f"'{source}' was pruned layer by layer. Prune the checkpoint that it was made from instead.")
     model = build(cls, hf_config)
     checkpoint = open_checkpoint(source, model)
     example = example_inputs(model, hf_config) if inputs is None else inputs
@@ -115,7 +124,8 @@ def prune_folder(
     prepared = prepare(model, cls, data, example, per_layer=per_layer)
     groups = prepared.choose(config)
     scores = stream_scores(groups, make_criterion(config.criterion), checkpoint, seed=config.seed)
-    plan, new_data = prepared.plan(scores, budget, config)
+    planned = prepared.plan(scores, budget, config)
+    plan, new_data = planned.plan, planned.data
     before = checkpoint.size_bytes
     is_small = before <= _LOADABLE if prove is None else prove
     with new_folder(target, overwrite=overwrite) as partial:
@@ -124,16 +134,15 @@ def prune_folder(
         (partial / PLAN).write_text(plan.to_json())
         _copy_rest(source, partial)
         proof = _prove(cls, source, partial, plan, example) if is_small else None
-    return FolderReport(
-        Path(output), plan, _changed(data, new_data), written["shards"], written["size_bytes"], before, proof
-    )
+    sizes = written["shards"], written["size_bytes"], before
+    return FolderReport(Path(output), plan, _changed(data, new_data), *sizes, planned.unloadable, proof)
 
 
 def load_folder(folder: str | os.PathLike[str]) -> nn.Module:
     """Load a folder that `prune_folder` wrote, in either form, or any other of Transformers, in eval mode.
 
-    A folder of the per-layer form holds the dense `config.json`, the plan and the weights: the architecture is built on
-    the meta device, the plan is replayed, and the weights are put in place.
+    Where `config.json` is marked, it holds the dense one too: that architecture is built on the meta device, the plan
+    beside it is replayed, and the weights are put in place.
     Raises:
         FileError: it is no such folder, or plan and weights do not fit.
     """
@@ -207,8 +216,10 @@ def _prove(cls: Any, source: Path, new: Path, plan: Plan, inputs: Inputs) -> Ver
 def _changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     for key, value in new.items():
-        if isinstance(value, dict) and isinstance(old.get(key), dict):
-            found |= _changed(old[key], value, f"{prefix}{key}.")
-        elif key != MARK and old.get(key) != value:
+        if key == MARK:
+            continue
+        if isinstance(value, dict):
+            found |= _changed(old.get(key) or {}, value, f"{prefix}{key}.")
+        elif old.get(key) != value:
             found[f"{prefix}{key}"] = (old.get(key), value)
     return found

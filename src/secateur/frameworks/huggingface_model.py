@@ -16,6 +16,8 @@ from torch import nn
 from secateur.errors import ConfigError, FileError
 
 CONFIG = "config.json"
+MARK = "secateur_plan"
+"""Key of a config.json that only `load_folder` can follow: {"plan": its file, "config": that of the dense model}."""
 _LENGTH = 16  # tokens of the example
 
 
@@ -30,6 +32,8 @@ def import_transformers() -> Any:
 def read_config(folder: Path) -> tuple[dict[str, Any], Any, type[nn.Module]]:
     """A folder's `config.json`, the config that Transformers makes of it, and the class of the model.
 
+    Where it is marked, the config is that of the dense model, whose plan is beside it.
+
     Raises:
         FileError: there is no such file, it names code of its own, a quantized model or an unknown class.
     """
@@ -39,6 +43,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Any, type[nn.Module]]:
         data = json.loads(path.read_text())
         names = data["architectures"]
         cls = getattr(transformers, names[0])
+        dense = dict(data[MARK]["config"]) if MARK in data else None
     except OSError as error:
         raise FileError(f"'{folder}' is no Hugging Face folder: {path.name}: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -50,7 +55,11 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Any, type[nn.Module]]:
     if data.get("quantization_config"):
         raise FileError(f"'{folder}' holds quantized weights, which can't be cut. Give the checkpoint before that.")
     with quiet():
-        config = cls.config_class.from_pretrained(str(folder), local_files_only=True)
+        config = (
+            cls.config_class.from_pretrained(str(folder), local_files_only=True)
+            if dense is None
+            else cls.config_class.from_dict(dense)
+        )
     return data, config, cls
 
 
