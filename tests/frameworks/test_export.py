@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import secateur
 from secateur.errors import ConfigError, FileError, VerifyError
 from secateur.frameworks.export import ExportReport, export
+from secateur.tensors import tensors_in
 
 FORMS = ["pt2", pytest.param("onnx", marks=pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no onnx"))]
 
@@ -131,6 +132,67 @@ def test_an_existing_file_stays_unless_asked(tmp_path: Path) -> None:
     report = export(cnn(), path, torch.randn(2, 3, 8, 8), overwrite=True)
     assert isinstance(report, ExportReport)
     assert path.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_batch_of_any_size(tmp_path: Path, suffix: str, n: int) -> None:
+    """Also from one example, which torch.export would take for a size that is always one."""
+    x = torch.randn(n, 3, 8, 8)
+    small, path = pruned(cnn(), x), tmp_path / f"small.{suffix}"
+    report = export(small, path, x, dynamic_batch=True)
+    assert sorted(report.batches) == ([1, 2, 3] if n == 1 else [1, 3, 4])
+    assert report.max_difference < 1e-5
+    assert "any batch, compared at" in str(report)
+    other = torch.randn(7, 3, 8, 8)
+    torch.testing.assert_close(run_file(path, {"input": other})[0], small(other), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_a_batch_of_any_size_of_named_inputs(tmp_path: Path, suffix: str) -> None:
+    model, inputs = encoder()
+    path = tmp_path / f"m.{suffix}"
+    assert export(model, path, inputs, dynamic_batch=True).inputs == ("input_ids", "attention_mask")
+    other = {key: t[torch.tensor([1, 0, 1, 0, 1])] for key, t in inputs.items()}
+    found, expected = run_file(path, other), tensors_in(model(**other))
+    assert len(found) == len(expected) == 3
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def run_file(path: Path, inputs: dict[str, Tensor]) -> list[Tensor]:
+    if path.suffix == ".pt2":
+        positional = tuple(inputs.values()) if list(inputs) == ["input"] else ()
+        return tensors_in(torch.export.load(path).module()(*positional, **({} if positional else inputs)))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(r) for r in session.run(None, {name: t.numpy() for name, t in inputs.items()})]
+
+
+class OfOneSize(nn.Module):
+    """`is_loud`: other batches are an error; else they come out as something of another shape."""
+
+    def __init__(self, is_loud: bool) -> None:
+        super().__init__()
+        self.fc, self.is_loud = nn.Linear(3, 3), is_loud
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y.view(2, 3) if self.is_loud else y.reshape(2, -1)
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+def test_a_forward_of_one_batch_size_says_so(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m.{suffix}"
+    with pytest.raises(FileError, match=r"fails on a batch of 1.*Leave out dynamic_batch"):
+        export(OfOneSize(is_loud=True), path, torch.ones(2, 3), dynamic_batch=True)
+    with pytest.raises(FileError, match=r"fails on a batch of 1|for any batch"):
+        export(OfOneSize(is_loud=False), path, torch.ones(2, 3), dynamic_batch=True)
+    with pytest.raises(ConfigError, match="no axis for a batch"):
+        export(OfOneSize(is_loud=True), path, torch.tensor(1.0), dynamic_batch=True)
+    assert list(tmp_path.iterdir()) == []
+    assert export(OfOneSize(is_loud=True), path, torch.ones(2, 3)).batches == ()
 
 
 class Unruly(nn.Module):

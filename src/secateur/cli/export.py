@@ -18,6 +18,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="model.onnx or model.pt2.")],
     input_shape: ShapeOption = None,
     weights: WeightsOption = None,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Batches of any size.")] = False,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative difference allowed; default: of the dtype.")
     ] = None,
@@ -29,7 +30,7 @@ def export(
     from secateur.frameworks.export import export as run
 
     model, inputs = _open(source, input_shape, weights, trust_source=trust_source)
-    report = run(model, file, inputs, tolerance=tolerance, overwrite=force)
+    report = run(model, file, inputs, dynamic_batch=dynamic_batch, tolerance=tolerance, overwrite=force)
     if json:
         print_json({**asdict(report), "path": str(report.path)})
     else:
