@@ -151,6 +151,8 @@ def test_files_of_rows_read_back(done: Any) -> None:
     rows = [*done.rows, dataclasses.replace(done.rows[0], reason='no "way", here\nor there', test=None, params=None)]
     assert rows_from_csv(rows_to_csv(rows)) == rows
     assert rows_from_json(rows_to_json(rows)) == rows
+    before = [{name: value for name, value in dataclasses.asdict(row).items() if name != "nmi"} for row in rows]
+    assert rows_from_json(json.dumps(before)) == rows  # a measure that there was none of yet
 
 
 def test_a_damaged_row_is_refused(tmp_path: Path, done: Any) -> None:

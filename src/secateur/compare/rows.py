@@ -61,8 +61,8 @@ class Row:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
-        """Undo `asdict`, strictly."""
-        row: Row = decode(cls, data, "row")
+        """Undo `asdict`, strictly; what an earlier version did not measure is None."""
+        row: Row = decode(cls, data, "row", is_partial=True)
         return row
 
 
