@@ -88,7 +88,9 @@ def _short_table(lines: Sequence[Line]) -> str:
     names = ("technique", f"test {dense.measure}", "from dense", "p", "MACs", "bytes", "latency")
     rows = []
     for line in lines:
-        costs = [_of(getattr(line, cost), getattr(dense, cost)) for cost in COSTS]
+        parts = [getattr(line, cost) / getattr(dense, cost) for cost in ("macs", "size_bytes")]
+        parts.append(1 / (line.speedup or 1.0))  # steadier than a ratio of times: both were timed in turn
+        costs = [_number(part, ".0%") for part in parts]
         difference = ("", None) if line.is_dense else _number(line.difference, "+.3f")
         cells = [_name(line), _with_spread(line.test, line.test_std), difference, _number(line.p_holm, ".3f"), *costs]
         rows.append(_row(line, cells, n_text=1))
@@ -156,10 +158,6 @@ def _number(value: float | None, form: str) -> Cell:
 
 def _with_spread(value: float | None, spread: float | None, form: str = ".3f") -> Cell:
     return ("–" if value is None else f"{value:{form}} <small>± {spread:.3f}</small>"), value
-
-
-def _of(value: float, dense: float) -> Cell:
-    return f"{value / dense:.0%}", value / dense
 
 
 def _words(name: str) -> str:
