@@ -263,3 +263,15 @@ def test_what_a_forward_keeps_is_not_kept_from_a_capture():
         assert m.table is None
         assert m.seen == {"tables": []}
     assert small.up.out_features == 4
+
+
+def test_a_few_boxes_stand_for_all() -> None:
+    """Else a detector's heads would run on each of a thousand, where a real image has a handful."""
+    pytest.importorskip("torchvision")
+    boxes = torch.rand(500, 4)
+    chosen = choose_all(torch.ops.torchvision.nms.default, (boxes, torch.rand(500), 0.5), {})
+    assert len(chosen) == len(chosen.unique()) == 16
+    assert (int(chosen[0]), int(chosen[-1])) == (0, 499)
+    few = choose_all(torch.ops.torchvision.nms.default, (boxes[:3], torch.rand(3), 0.5), {})
+    assert few.tolist() == [0, 1, 2]
+    assert choose_all(torch.ops.torchvision.nms.default, (boxes[:0], torch.rand(0), 0.5), {}).tolist() == []
