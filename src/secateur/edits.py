@@ -84,7 +84,6 @@ class Edits:
 
     steps: tuple[Edit, ...] = ()
     inputs: Any = None  # example inputs of the model, as `secateur.specs` writes them
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan | Edits) -> Edits:
@@ -98,8 +97,8 @@ class Edits:
         last = self.steps[-1] if self.steps else None
         inputs = self.inputs if not isinstance(edit, Prune) or self.inputs is not None else edit.plan.inputs
         if isinstance(last, Prune) and isinstance(edit, Prune):
-            return Edits((*self.steps[:-1], Prune(compose(last.plan, edit.plan))), inputs, self.notes)
-        return Edits((*self.steps, edit), inputs, self.notes)
+            return Edits((*self.steps[:-1], Prune(compose(last.plan, edit.plan))), inputs)
+        return Edits((*self.steps, edit), inputs)
 
     def replay(self, model: nn.Module) -> nn.Module:
         """Return a copy of the dense model with every edit done to it, in order."""
@@ -112,7 +111,7 @@ class Edits:
         if len(self.steps) == 1 and isinstance(only := self.steps[0], Prune) and self == Edits.of(only.plan):
             return only.plan.to_json()  # a plan alone is a file of its own
         steps = [{"edit": edit.kind, **edit.to_data()} for edit in self.steps]
-        data = {"kind": KIND, "schema": SCHEMA, "inputs": self.inputs, "notes": list(self.notes), "edits": steps}
+        data = {"kind": KIND, "schema": SCHEMA, "inputs": self.inputs, "edits": steps}
         return json.dumps(data, indent=1, ensure_ascii=False)
 
     @classmethod
@@ -124,7 +123,7 @@ class Edits:
             data = json.loads(text)
             if data.get("kind") == "secateur.plan":
                 return cls.of(Plan.from_json(text))
-            if set(data) != {"kind", "schema", "inputs", "notes", "edits"} or data["kind"] != KIND:
+            if set(data) != {"kind", "schema", "inputs", "edits"} or data["kind"] != KIND:
                 raise ValueError("the fields are not those of a list of edits")
             if data["schema"] != SCHEMA:
                 raise ValueError(f"schema {data['schema']!r} is not {SCHEMA}")
@@ -132,6 +131,6 @@ class Edits:
             for item in data["edits"]:
                 rest = {key: value for key, value in item.items() if key != "edit"}
                 steps.append(EDITS[item["edit"]].from_data(rest))
-            return cls(tuple(steps), data["inputs"], tuple(map(str, data["notes"])))
+            return cls(tuple(steps), data["inputs"])
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, RegistryError, PlanError) as error:
             raise PlanError(f"This is not a list of edits of schema {SCHEMA}: {error}.") from error

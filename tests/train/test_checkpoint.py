@@ -151,6 +151,18 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_really_full_disk(small_disk):
+    wide, points = nn.Linear(100, 100), torch.randn(4, 100)
+    with pytest.raises(FileError, match=r"No space left on device.*Free some space"):
+        fit_(
+            wide,
+            ArrayDataset(points, torch.arange(4)),
+            config=TrainConfig(epochs=1, batch_size=4),
+            checkpoint=small_disk / "run",
+        )
+    assert list(small_disk.iterdir()) == []
+
+
 def test_another_run_is_refused(tmp_path):
     path = interrupted(tmp_path / "run.safetensors")
     other = TrainConfig.from_dict({**CONFIG.to_dict(), "lr": 0.5, "num_threads": None})

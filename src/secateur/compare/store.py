@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from secateur.compare.cells import Cell, Grid, Start
 from secateur.compare.rows import Row
 from secateur.compare.subjects import Task
 from secateur.errors import FileError
-from secateur.files.atomic import describe
+from secateur.files.atomic import describe, new_file
 from secateur.files.decode import DecodeError
 from secateur.files.state import load_weights, state_of, write_tensors
 
@@ -55,7 +53,8 @@ class Store:
     def keep_start(self, start: Start, model: nn.Module, scale: float) -> None:
         """Write the weights of a trained network, then the scale of its widths."""
         state = state_of(model)
-        _replace(self._path(start, ".safetensors"), lambda path: write_tensors(state, path))
+        with new_file(self._path(start, ".safetensors")) as partial:
+            write_tensors(state, partial)
         _write_json(self._path(start, ".json"), {"scale": scale})
 
     def start(self, start: Start, task: Task) -> nn.Module:
@@ -88,16 +87,5 @@ class Store:
 
 def _write_json(path: Path, data: Any) -> None:
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    _replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under another name, and rename it when it is whole."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise FileError(describe(error, path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -131,7 +131,7 @@ class StepsReport(Report):
         """What the steps say, each with its number and name."""
         lines = []
         for i, step in enumerate(self.steps, 1):
-            lines += [f"{i} {step.name}: {note}" for note in step.notes]
+            lines += [f"{i} {step.name}: {line}" for note in step.notes for line in note.splitlines()]
             if step.skipped:
                 lines.append(f"{i} {step.name}: left alone {len(step.skipped)}, the first {': '.join(step.skipped[0])}")
         return lines

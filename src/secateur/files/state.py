@@ -68,7 +68,7 @@ def write_tensors(state: State, path: Path) -> None:
     Raises:
         OSError: the system refused something.
     """
-    from safetensors.torch import save, save_file
+    from safetensors.torch import save
 
     storages: set[int] = set()
     flat: dict[str, Tensor] = {}
@@ -80,10 +80,21 @@ def write_tensors(state: State, path: Path) -> None:
     if path.suffix == SUFFIX:
         path.write_bytes(squeeze(save(narrow(flat))))
         return
+    write_flat(flat, path)
+
+
+def write_flat(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors that share no memory, and read the header back.
+
+    Raises:
+        OSError: the system refused something; safetensors has an error of its own for that.
+    """
+    from safetensors.torch import save_file
+
     try:
-        save_file(flat, path)
+        save_file(tensors, path, metadata)
         with safe_open(path, framework="pt") as file:
-            assert set(file.keys()) == set(flat)
+            assert set(file.keys()) == set(tensors)
     except SafetensorError as error:
         raise OSError(_code(error), f"{error}") from error
 

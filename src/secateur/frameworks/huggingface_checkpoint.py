@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from secateur.errors import FileError
+from secateur.files.state import write_flat
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -219,10 +220,8 @@ def _part(i: int) -> str:
 
 
 def _write(pending: dict[str, Tensor], folder: Path, i: int) -> list[str]:
-    from safetensors.torch import save_file
-
     keys = list(pending)
-    save_file({key: t.contiguous() for key, t in pending.items()}, folder / _part(i), metadata={"format": "pt"})
+    write_flat({key: t.contiguous() for key, t in pending.items()}, folder / _part(i), {"format": "pt"})
     pending.clear()
     return keys
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import FileError, TrainError
 from secateur.files.atomic import new_file
+from secateur.files.state import write_flat
 from secateur.train.history import EpochRecord
 
 VERSION = 1
@@ -37,8 +38,6 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         TrainError: the model's state holds something that is no tensor.
         FileError: the file cannot be written.
     """
-    from safetensors.torch import save_file
-
     tensors, numbers = _flatten(model, optimizer)
     scalars = {
         "version": VERSION,
@@ -48,7 +47,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         "optimizer": numbers,
     }
     with new_file(path) as partial:
-        save_file(tensors, partial, metadata={"secateur": json.dumps(scalars, allow_nan=False)})
+        write_flat(tensors, partial, {"secateur": json.dumps(scalars, allow_nan=False)})
 
 
 def load_checkpoint_(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
