@@ -76,9 +76,9 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The recipe of a ratio, and what it did on the folds."""
+    """The recipe of one ratio or several, and what it did on the folds."""
 
-    ratio: int
+    ratios: tuple[int, ...]
     line: Line
 
     def cell(self, dense: Cell, pruning: str) -> Cell:
@@ -86,7 +86,10 @@ class Choice:
         if self.line.pruning == DENSE:  # nothing is pruned: baselines have the ratio's parameters, unquantized
             quantization = self.line.quantization if pruning == DENSE else DENSE
             return replace(
-                dense, pruning=pruning, quantization=quantization, budget=1.0 if pruning == DENSE else 1 / self.ratio
+                dense,
+                pruning=pruning,
+                quantization=quantization,
+                budget=1.0 if pruning == DENSE else 1 / max(self.ratios),
             )
         return replace(dense, pruning=pruning, quantization=self.line.quantization, budget=self.line.budget)
 
@@ -98,43 +101,43 @@ class Choice:
         return ", ".join([*parts, *([line.quantization] if line.quantization != DENSE else [])])
 
 
-def choose(study: Study, folds: int, seed: int, folder: Path, jobs: int) -> list[Choice]:
-    """The best recipe of each ratio by cross-validation on the training samples."""
+def choose(study: Study, folds: int, seed: int, folder: Path, jobs: int) -> tuple[Line, list[Choice]]:
+    """The dense network's line, and the best recipe of each ratio, by cross-validation on the training samples."""
     grid = study.grid(folds, (seed,))
     cells = [cell for cell in grid.cells() if cell.pruning not in (RANDOM, SCRATCH)]
     lines = [line for line in summarise(compare(grid, folder, cells=cells, n_jobs=jobs).rows) if line.n]
     dense = next(line for line in lines if line.is_dense)
-    found = []
+    found: list[Choice] = []
     for ratio in RATIOS:
-        fitting = [line for line in lines if dense.size_bytes >= ratio * line.size_bytes]
-        if fitting:
-            found.append(Choice(ratio=ratio, line=max(fitting, key=lambda line: (line.test, -line.size_bytes))))
-    return found
+        if fitting := [line for line in lines if dense.size_bytes >= ratio * line.size_bytes]:
+            best = max(fitting, key=lambda line: (line.test, -line.size_bytes))
+            before = found.pop().ratios if found and found[-1].line == best else ()
+            found.append(Choice(ratios=(*before, ratio), line=best))
+    return dense, found
 
 
 def report(
-    study: Study, choices: Sequence[Choice], seeds: Sequence[int], folder: Path, jobs: int
+    study: Study, by_folds: Line, choices: Sequence[Choice], seeds: Sequence[int], folder: Path, jobs: int
 ) -> list[dict[str, Any]]:
     """Rows of the dense network, the recipes and their baselines on the held-out samples."""
-    grid = study.grid(1, seeds)
     fields = {"model": study.model, "fold": 0, "pruning": DENSE, "quantization": DENSE, "budget": 1.0}
     dense = [Cell(**fields, seed=seed) for seed in seeds]
-    wanted: dict[tuple[int, str], list[Cell]] = {(1, "dense"): dense}
+    wanted: list[tuple[str, str, Line | None, list[Cell]]] = [("1x", "dense", by_folds, dense)]
     for choice in choices:
-        wanted[choice.ratio, choice.name] = [choice.cell(cell, choice.line.pruning) for cell in dense]
+        ratios = " ".join(f"{ratio}x" for ratio in choice.ratios)
+        own = [choice.cell(cell, choice.line.pruning) for cell in dense]
+        wanted.append((ratios, choice.name, choice.line, own))
         for baseline in (RANDOM, SCRATCH):
             cells = [choice.cell(cell, baseline) for cell in dense]
-            wanted[choice.ratio, f"{baseline} {cells[0].budget:g}, {cells[0].quantization}"] = cells
-    distinct = list(dict.fromkeys(cell for cells in wanted.values() for cell in cells))
-    done = {row.cell: row for row in compare(grid, folder, cells=distinct, n_jobs=jobs).rows}
+            wanted.append((ratios, f"{baseline} {cells[0].budget:g}, {cells[0].quantization}", None, cells))
+    distinct = list(dict.fromkeys(cell for *_, cells in wanted for cell in cells))
+    done = {row.cell: row for row in compare(study.grid(1, seeds), folder, cells=distinct, n_jobs=jobs).rows}
     whole = fmean(done[cell].size_bytes for cell in dense)
-    by_folds = {choice.name: choice.line for choice in choices}
     rows = []
-    for (ratio, name), cells in wanted.items():
-        row = _row([done[cell] for cell in cells], whole)
-        line = by_folds.get(name)
+    for ratios, name, line, cells in wanted:
         chosen = {} if line is None else {"folds": line.test, "folds spread": line.test_std, "n folds": line.n}
-        rows.append({"data": study.name, "smaller": f"{ratio}x", "network": name, **row, **chosen})
+        row = _row([done[cell] for cell in cells], whole)
+        rows.append({"data": study.name, "smaller": ratios, "network": name, **row, **chosen})
     return rows
 
 
@@ -187,9 +190,7 @@ def studies(args: argparse.Namespace) -> list[Study]:
         found.append(Study(name="ag_news", model=f"{model}&epochs=6&max_length=50", prunings=words))
     if args.digits:
         model = f"digits_cnn?width=8&n_test={HELD_OUT['digits']}"
-        found.append(
-            Study(name="digits", model=model, prunings=("taylor", "structured_obs", "low_rank", "unstructured"))
-        )
+        found.append(Study(name="digits", model=model, prunings=("taylor", "structured_obs", "unstructured")))
     return found
 
 
@@ -210,8 +211,8 @@ def main() -> None:
     asked = studies(args)
     rows = [row for row in read_rows(args.output) if row["data"] not in {study.name for study in asked}]
     for study in asked:
-        choices = choose(study, args.folds, args.seeds[0], args.folder, args.jobs)
-        for row in report(study, choices, args.seeds, args.folder, args.jobs):
+        by_folds, choices = choose(study, args.folds, args.seeds[0], args.folder, args.jobs)
+        for row in report(study, by_folds, choices, args.seeds, args.folder, args.jobs):
             rows.append({**row, "model": without_folders(study.model), **facts})
         write_rows(args.output, rows, COLUMNS)
 
