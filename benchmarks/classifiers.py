@@ -189,7 +189,7 @@ def studies(args: argparse.Namespace) -> list[Study]:
         model = TEXT_CNN.format(data=str(train), test=str(test))
         found.append(Study(name="ag_news", model=f"{model}&epochs=6&max_length=50", prunings=words))
     if args.digits:
-        model = f"digits_cnn?width=8&n_test={HELD_OUT['digits']}"
+        model = f"digits_cnn?n_test={HELD_OUT['digits']}"
         found.append(Study(name="digits", model=model, prunings=("taylor", "structured_obs", "unstructured")))
     return found
 
