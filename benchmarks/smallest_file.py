@@ -52,8 +52,8 @@ def digits_steps(seed: int) -> list[Step]:
 
 
 def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
-    """Pruned without labels; then quantized, and trained straight through under the dense model."""
-    prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(), seed=seed)
+    """Pruned without labels, to widths that kernels are fast at; then quantized, and trained straight through under the dense model."""
+    prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed)
     train = TrainConfig(
         epochs=epochs,
         lr=0.02,
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with the .th file, for resnet56")
     parser.add_argument("--data", type=Path, help="CIFAR-10 as an npz file, for resnet56")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning, for resnet56")
+    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning, for resnet56")
     parser.add_argument("--bits", type=int, default=3, help="per weight, for resnet56")
     parser.add_argument("--params", type=float, default=0.53, help="fraction kept of resnet56's parameters")
     parser.add_argument("--macs", type=float, default=0.6, help="of its MACs: they are the time that training takes")
