@@ -52,7 +52,7 @@ def digits_steps(seed: int) -> list[Step]:
 
 
 def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
-    """Pruned without labels, to widths that kernels are fast at; then quantized, and trained straight through under the dense model."""
+    """Pruned without labels, to widths that kernels are fast at; quantized, and trained on under the dense model."""
     prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed)
     train = TrainConfig(
         epochs=epochs,
