@@ -121,6 +121,7 @@ def layers_of(
 def sum_over_inputs(layers: Mapping[str, Layer], run: Callable[[], None], of: Rows) -> dict[str, Tensor]:
     """By key: the sum of `of(rows)` over all that each layer reads in a run. A layer that is not called is left out.
 
+    >>> import torch
     >>> net = nn.Linear(2, 1)
     >>> found = sum_over_inputs({"weight": Layer("weight", net)}, lambda: net(torch.ones(3, 2)), squares)
     >>> found["weight"]

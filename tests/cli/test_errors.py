@@ -134,7 +134,14 @@ def test_a_full_disk(process, small_disk):
 
 def test_ctrl_c_in_the_middle(tmp_path):
     command = [sys.executable, "-m", "secateur.cli", "demo", "--output", "runs/demo"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     for line in process.stderr:
         if "train builtin" in line:
             break
