@@ -14,19 +14,16 @@ import time
 import torch
 from torch import nn
 
-from quantize_digits import accuracy, seeded
+from digits import trained
+from quantize_digits import accuracy
 from rows import machine, write_rows
 from secateur.allocate import Budget, DynamicProgram
 from secateur.coding import codable
 from secateur.compensation import CompensateConfig
 from secateur.criteria import Elimination
-from secateur.data import load_data
 from secateur.measure import size_bytes
-from secateur.models import digits_cnn
 from secateur.planning import PruneConfig
-from secateur.recipe import TRAIN
 from secateur.steps import Context, Mix, Prune, Quantize, Step
-from secateur.train import fit_
 
 WAYS = ("units and bits", "bits alone", "units alone", "units, 8 bits")
 
@@ -55,11 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for seed in args.seeds:
-        splits = load_data("digits", seed=seed)
-        torch.manual_seed(seed)
-        dense = digits_cnn()
-        fit_(dense, splits.train, splits.val, seeded(TRAIN, seed))
-        dense.eval()
+        dense, splits = trained(seed)
         base = {"seed": seed, "machine": machine()}
         row = {"way": "dense", "bits": 32, "accuracy": accuracy(dense, splits.test), "bytes": size_bytes(dense)}
         rows.append({**base, **row})

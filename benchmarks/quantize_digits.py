@@ -10,18 +10,19 @@ file of the whole state (norms, biases, scales and header too), codes bit-packed
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 
 import torch
 
+from digits import trained
 from rows import machine, write_rows
-from secateur.data import ArrayDataset, load_data
+from secateur.data import ArrayDataset
 from secateur.measure import evaluate, size_bytes
-from secateur.models import digits_cnn
-from secateur.recipe import FINETUNE, TRAIN
+from secateur.recipe import FINETUNE
 from secateur.steps.quantize import Quantize, quantize
 from secateur.surgery import copy_model
-from secateur.train import TrainConfig, fit_
+from secateur.train import fit_
 
 CODINGS = {
     "8 bits": Quantize(bits=8),
@@ -37,10 +38,6 @@ CODINGS = {
 }
 
 
-def seeded(config: TrainConfig, seed: int) -> TrainConfig:
-    return TrainConfig.from_dict({**config.to_dict(), "seed": seed})
-
-
 def accuracy(model: torch.nn.Module, data: ArrayDataset) -> float:
     return float(evaluate(model, data).accuracy)
 
@@ -53,11 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for seed in args.seeds:
-        splits = load_data("digits", seed=seed)
-        torch.manual_seed(seed)
-        dense = digits_cnn()
-        fit_(dense, splits.train, splits.val, seeded(TRAIN, seed))
-        dense.eval()
+        dense, splits = trained(seed)
         base = {"seed": seed, "machine": machine()}
         n_dense = size_bytes(dense)
         rows.append(
@@ -68,7 +61,7 @@ def main() -> None:
             small = quantize(dense, [splits.train.fetch(slice(256))[0]], CODINGS[name]).model
             rounded = accuracy(small, splits.test)
             tuned = copy_model(small)
-            fit_(tuned, splits.train, splits.val, seeded(FINETUNE, seed))
+            fit_(tuned, splits.train, splits.val, dataclasses.replace(FINETUNE, seed=seed))
             tuned.eval()
             n_bytes = size_bytes(tuned)
             row = {"weights": name, "rounded": rounded, "accuracy": accuracy(tuned, splits.test), "bytes": n_bytes}

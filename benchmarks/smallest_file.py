@@ -23,12 +23,13 @@ from torch import nn
 
 import secateur
 from cifar_resnet import load_split, load_weights
+from digits import trained
 from rows import machine, write_rows
 from secateur.allocate import Budget, Lagrangian
 from secateur.compensation import CompensateConfig
 from secateur.compression import CompressConfig, MeasureConfig, run_steps
 from secateur.criteria import Elimination
-from secateur.data import DataSplits, load_data
+from secateur.data import DataSplits
 from secateur.edits import Edits
 from secateur.files import load
 from secateur.measure import evaluate, size_bytes
@@ -131,11 +132,8 @@ def from_scratch(splits: DataSplits, dense: dict[str, Any], seed: int) -> dict[s
 
 def digits(seed: int) -> list[dict[str, Any]]:
     """Train the dense CNN and make it small."""
-    splits = load_data("digits", seed=seed)
-    torch.manual_seed(seed)
-    dense = MODELS["digits_cnn"]()
-    fit_(dense, splits.train, splits.val, dataclasses.replace(TRAIN, seed=seed))
-    row = measured("digits_cnn", dense.eval(), splits, digits_steps(seed), seed)
+    dense, splits = trained(seed)
+    row = measured("digits_cnn", dense, splits, digits_steps(seed), seed)
     return [row, from_scratch(splits, row, seed)]
 
 

@@ -59,14 +59,15 @@ class Meter:
     def measured(self, model: nn.Module) -> Measured:
         """Everything of one model, timed beside the dense one. Coded weights are packed for the size alone."""
         plain = bake(model)
-        return gather(model, plain, self._macs(plain), self.quality(plain), self.pair(plain).small)
+        return gather(model, plain, self.macs(plain), self.quality(plain), self.pair(plain).small)
 
     def dense_beside(self, pair: PairedLatency) -> Measured:
         """Everything of the dense model, whose time was taken along with another one's."""
-        macs, quality = self._macs(self.dense), self.quality(self.dense)
+        macs, quality = self.macs(self.dense), self.quality(self.dense)
         return gather(self.dense, bake(self.dense), macs, quality, pair.dense)
 
-    def _macs(self, model: nn.Module) -> int:
+    def macs(self, model: nn.Module) -> int:
+        """Multiply-accumulates of one sample."""
         return trace(model, self.inputs(1)).cost().macs
 
 
