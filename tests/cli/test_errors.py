@@ -152,3 +152,31 @@ def test_ctrl_c_in_the_middle(tmp_path):
     assert "interrupted" in err
     assert "Traceback" not in err
     assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'exec("raise KeyboardInterrupt")',  # the body of a module being imported makes dataclasses by exec
+        'type("Made", (), {"name": Interrupted()})',  # and classes, whose __set_name__ may be where the key arrives
+    ],
+)
+def test_ctrl_c_in_the_middle_of_an_import(tmp_path, line):
+    (tmp_path / "burst.py").write_text(
+        f"""
+from secateur.cli.main import app
+
+class Interrupted:
+    def __set_name__(self, owner, name):
+        raise KeyboardInterrupt
+
+@app.command()
+def burst():
+    {line}
+
+app(["burst"])
+"""
+    )
+    run = subprocess.run([sys.executable, "-m", "burst"], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == "secateur: error: interrupted. What was there before is unchanged.\n"

@@ -29,7 +29,12 @@ def boundary() -> Iterator[None]:
     except SecateurError as error:
         raise _failed(str(error)) from None
     except KeyboardInterrupt:
-        raise _failed("interrupted. What was there before is unchanged.") from None
+        raise _interrupted() from None
+    except RuntimeError as error:
+        # Python 3.11 wraps what is raised while a class is made, as in an import
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise _interrupted() from None
+        raise
     except MemoryError:
         raise _failed("out of memory. Use a smaller model, input shape or batch size.") from None
     except OSError as error:
@@ -43,6 +48,13 @@ def boundary() -> Iterator[None]:
 def _failed(message: str) -> typer.Exit:
     sys.stderr.write(f"secateur: error: {message}\n")
     return typer.Exit(1)
+
+
+def _interrupted() -> typer.Exit:
+    # Python 3.11 remembers an interrupt that passed through exec("…"), as of a dataclass in an import, even when it is
+    # caught, and then ends `python -m` by signal; each new exec makes it forget
+    exec("")  # noqa: S102
+    return _failed("interrupted. What was there before is unchanged.")
 
 
 class _Group(TyperGroup):
