@@ -57,7 +57,7 @@ def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
     prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed)
     train = TrainConfig(
         epochs=epochs,
-        lr=0.02,
+        lr=0.01,
         batch_size=128,
         optimizer="sgd",
         weight_decay=1e-4,
