@@ -3,7 +3,7 @@
 Needs the weights (`resnet56-4bfd9763.th`, `resnet20-12fca82f.th` of akamaster/pytorch_resnet_cifar10) and CIFAR-10 as
 one npz with x_train, y_train, x_val, y_val (uint8, NHWC). Calibration: `--samples` unlabelled training images (a new
 draw for each seed) and, for compensation, their mirror images; Taylor's gradients take their labels. Settings are the
-library's defaults. Accuracy is top-1 on all of x_val, which nothing here chooses by.
+library's defaults. Accuracy is top-1 on all of x_val, which nothing here chooses by. Rows that are there are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import secateur
 from cifar_resnet import load_split, load_weights
-from rows import machine, write_rows
+from rows import machine, read_rows, write_rows
 from secateur import Budget, PruneConfig
 from secateur.allocate import Lagrangian
 from secateur.compensation import CompensateConfig, compensate_, reestimate_norms_
@@ -32,8 +32,15 @@ from secateur.measure import evaluate
 COLUMNS = ("model", "method", "asked", "macs kept", "params kept", "seed", "accuracy", "drop points", "seconds")
 JOBS = ["cifar_resnet20:0.5", "cifar_resnet56:0.5", "cifar_resnet56:0.6667", "cifar_resnet56:0.3333"]
 METHODS = ("compensation", "baselines")
+LAST = "torch-pruning taylor, norms re-estimated"  # row of the baselines
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 Data = tuple[Tensor, Tensor]
+
+
+def draw(train: ArrayDataset, n: int, seed: int) -> Data:
+    """Calibration images with their labels."""
+    index = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:n].tolist()
+    return torch.stack([train[i][0] for i in index]), torch.tensor([int(train[i][1]) for i in index])
 
 
 def prune(model: nn.Module, x: Tensor, data: list[Data], kept: float, config: PruneConfig) -> nn.Module:
@@ -81,9 +88,14 @@ def torch_pruning(model: nn.Module, x: Tensor, data: list[Data], kept: float, ho
     return cut(high)
 
 
+def key(row: dict[str, Any]) -> tuple[str, str, float, int]:
+    """What a row is about."""
+    return row["model"], row["method"], row["asked"], row["seed"]
+
+
 @dataclass
 class Table:
-    """Rows of one model, written after each, so that a killed run leaves what it has."""
+    """Rows of one model, written after each, so that a killed run leaves what it has and a later one goes on."""
 
     name: str
     output: str
@@ -99,6 +111,7 @@ class Table:
     def add(self, method: str, small: nn.Module, kept: float, seed: int, seconds: float) -> None:
         """Measure a pruned model."""
         found, now = evaluate(small, self.val).accuracy, secateur.trace(small, EXAMPLE).cost()
+        self.rows[:] = [row for row in self.rows if key(row) != (self.name, method, kept, seed)]
         self.rows.append(
             {
                 "model": self.name,
@@ -130,28 +143,32 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     train, val = load_split(args.data, "train"), load_split(args.data, "val")
     facts = {"samples": args.samples, "threads": args.threads, "machine": machine("torch-pruning")}
-    rows: list[dict[str, Any]] = []
+    rows = read_rows(args.output)
+    done = {key(row) for row in rows}
     for seed in args.seeds:
-        index = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[: args.samples].tolist()
-        x = torch.stack([train[i][0] for i in index])
-        y = torch.tensor([int(train[i][1]) for i in index])
+        x, y = draw(train, args.samples, seed)
         for job in args.jobs:
             name, _, kept = job.partition(":")
             table = Table(name, args.output, facts, load_weights(name, args.weights), val, rows)
-            if "compensation" in args.methods:
+            if "compensation" in args.methods and (name, "compensation", float(kept), seed) not in done:
                 compensated(table, x, float(kept), seed)
-            if "baselines" in args.methods:
+            if "baselines" in args.methods and (name, LAST, float(kept), seed) not in done:
                 baselines(table, x, y, float(kept), seed)
+
+
+def elimination(model: nn.Module, x: Tensor, kept: float, seed: int) -> tuple[secateur.Plan, nn.Module, list[Tensor]]:
+    """Plan by elimination and apply, without compensation; the batches that both are measured on."""
+    batches = [torch.cat([part, part.flip(3)]) for part in x.split(32)]
+    config = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(), seed=seed)
+    plan = secateur.plan(model, x[:1], Budget(macs=kept), config, data=batches)
+    return plan, secateur.apply(model, plan), batches
 
 
 def compensated(table: Table, x: Tensor, kept: float, seed: int) -> None:
     """Elimination and compensation, with and without the reconstruction of segments."""
     model = table.model
     start = time.perf_counter()
-    batches = [torch.cat([part, part.flip(3)]) for part in x.split(32)]
-    config = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(), seed=seed)
-    plan = secateur.plan(model, x[:1], Budget(macs=kept), config, data=batches)
-    small = secateur.apply(model, plan)
+    plan, small, batches = elimination(model, x, kept, seed)
     planned = time.perf_counter() - start
     closed = copy.deepcopy(small)
     compensate_(model, closed, plan, batches, CompensateConfig(reconstruct=None))
@@ -161,19 +178,23 @@ def compensated(table: Table, x: Tensor, kept: float, seed: int) -> None:
     table.add("compensation", small, kept, seed, planned + time.perf_counter() - again)
 
 
-def baselines(table: Table, x: Tensor, y: Tensor, kept: float, seed: int) -> None:
-    """Other criteria at the same MACs, each as it is and with batch-norm statistics measured again."""
-    model = table.model
+def peers(model: nn.Module, x: Tensor, y: Tensor, kept: float, seed: int) -> dict[str, Callable[[], nn.Module]]:
+    """Other ways to the same MACs, by name: criteria of the library, and Torch-Pruning's."""
     data = list(zip(x.split(64), y.split(64), strict=True))
-    ways: dict[str, Callable[[], nn.Module]] = {
+    ours = {
         name: lambda criterion=name: prune(model, x, data, kept, PruneConfig(criterion=criterion, seed=seed))
         for name in ("random", "l2", "taylor")
     }
-    ways |= {
+    theirs = {
         f"torch-pruning {how}": lambda how=how: torch_pruning(model, x, data, kept, how)
         for how in ("magnitude", "taylor")
     }
-    for name, make in ways.items():
+    return {**ours, **theirs}
+
+
+def baselines(table: Table, x: Tensor, y: Tensor, kept: float, seed: int) -> None:
+    """Peers, each as it is and with batch-norm statistics measured again."""
+    for name, make in peers(table.model, x, y, kept, seed).items():
         start = time.perf_counter()
         small = make().eval()
         table.add(name, small, kept, seed, time.perf_counter() - start)

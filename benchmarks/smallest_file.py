@@ -4,8 +4,8 @@
 CIFAR-10 as npz (see cifar_resnet.py). Sizes are bytes on disk: of the dense float32 safetensors file, of the weights
 file of the result, and of its whole folder, with the plan and the manifest that loading needs. The result is loaded
 again from the folder, and that model is what accuracy is measured on: digits' test part, or all of x_val; fine-tuning
-ends with its last epoch, and nothing is chosen by that accuracy. Beside it stands a small network of about the same
-weights file, trained from scratch (digits).
+ends with its last epoch, and nothing is chosen by that accuracy. Beside it stands a small float32 network of about the
+same weights file, trained from scratch; for CIFAR-10 that is `narrow`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import dataclasses
 import logging
 import tempfile
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from secateur.data import DataSplits
 from secateur.edits import Edits
 from secateur.files import load
 from secateur.measure import evaluate, size_bytes
-from secateur.models import MODELS
+from secateur.models import MODELS, CifarResNet
 from secateur.planning import PruneConfig
 from secateur.recipe import TRAIN
 from secateur.steps import Distill, Finetune, Prune, Quantize, Round, Step
@@ -52,10 +54,9 @@ def digits_steps(seed: int) -> list[Step]:
     return [Prune(budget=Budget(params=0.2)), tune, Quantize(bits=4, ends_bits=6), tune, Round()]
 
 
-def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
-    """Pruned without labels, to widths that kernels are fast at; quantized, and trained on under the dense model."""
-    prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed)
-    train = TrainConfig(
+def sgd(seed: int, epochs: int) -> TrainConfig:
+    """How networks for CIFAR-10 are trained on."""
+    return TrainConfig(
         epochs=epochs,
         lr=0.01,
         batch_size=128,
@@ -65,10 +66,15 @@ def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
         precision="bf16",
         seed=seed,
     )
+
+
+def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
+    """Pruned without labels, to widths that kernels are fast at; quantized, and trained on under the dense model."""
+    prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed)
     return [
         Prune(budget=kept, prune=prune, compensate=CompensateConfig(reconstruct=None)),
         Quantize(bits=bits, ends_bits=6),
-        Finetune(train=train, distill=Distill(weight=0.7, temperature=4.0)),
+        Finetune(train=sgd(seed, epochs), distill=Distill(weight=0.7, temperature=4.0)),
         Round(),
     ]
 
@@ -110,35 +116,42 @@ def measured(
     }
 
 
-def from_scratch(splits: DataSplits, dense: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The widest digits CNN in float32 whose file is no longer than the result's, trained as long as all of it."""
-    width = max(w for w in range(1, 33) if size_bytes(MODELS["digits_cnn"](width=w)) <= dense["file bytes"])
-    torch.manual_seed(seed)
-    model = MODELS["digits_cnn"](width=width)
+def from_scratch(
+    builds: Mapping[str, Callable[[], nn.Module]], splits: DataSplits, n_bytes: int, train: TrainConfig
+) -> dict[str, Any]:
+    """The largest of some networks (in rising order) of at most so many bytes in float32, trained from scratch."""
+    fitting = [name for name, build in builds.items() if size_bytes(build()) <= n_bytes]
+    torch.manual_seed(train.seed)
+    model = builds[fitting[-1]]()
     start = time.perf_counter()
-    fit_(model, splits.train, splits.val, dataclasses.replace(TRAIN, epochs=TRAIN.epochs + 40, seed=seed))
-    accuracy = evaluate(model, splits.test).accuracy
+    fit_(model, splits.train, splits.val, train)
     return {
-        "model": "digits_cnn",
-        "method": f"from scratch at width {width}, float32",
-        "seed": seed,
-        "accuracy": accuracy,
-        "drop points": 100 * (dense["dense accuracy"] - accuracy),
+        "model": fitting[-1],
+        "method": f"from scratch, float32, {train.epochs} epochs",
+        "seed": train.seed,
+        "accuracy": evaluate(model, splits.test).accuracy,
         "file bytes": size_bytes(model),
-        "times": dense["dense file bytes"] / size_bytes(model),
         "seconds": time.perf_counter() - start,
     }
 
 
-def digits(seed: int) -> list[dict[str, Any]]:
+def compared(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+    """A row of another network beside the dense one's accuracy and bytes."""
+    lost = 100 * (dense["dense accuracy"] - row["accuracy"])
+    return {**row, "drop points": lost, "times": dense["dense file bytes"] / row["file bytes"]}
+
+
+def digits(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Train the dense CNN and make it small."""
     dense, splits = trained(seed)
     row = measured("digits_cnn", dense, splits, digits_steps(seed), seed)
-    return [row, from_scratch(splits, row, seed)]
+    builds = {f"digits_cnn of width {w}": partial(MODELS["digits_cnn"], width=w) for w in range(1, 33)}
+    train = dataclasses.replace(TRAIN, epochs=TRAIN.epochs + 40, seed=seed)
+    return [row, compared(from_scratch(builds, splits, row["file bytes"], train), row)]
 
 
-def resnet56(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """Make the published network small; a part of x_train is set aside to watch fine-tuning by."""
+def cifar(args: argparse.Namespace, seed: int) -> tuple[nn.Module, DataSplits]:
+    """The published network and its data; a part of x_train is set aside to watch training by."""
     train = load_split(args.data, "train")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     splits = DataSplits(
@@ -147,22 +160,44 @@ def resnet56(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         test=load_split(args.data, "val"),
         classes=CLASSES,
     )
-    dense = load_weights("cifar_resnet56", args.weights)
+    return load_weights("cifar_resnet56", args.weights), splits
+
+
+def resnet56(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Make the published network small."""
+    dense, splits = cifar(args, seed)
     steps = resnet_steps(seed, args.epochs, args.bits, Budget(params=args.params, macs=args.macs))
     checkpoints = args.checkpoints and args.checkpoints / f"resnet56-{seed}"
     return [measured("cifar_resnet56", dense, splits, steps, seed, checkpoints=checkpoints)]
 
 
+def narrow(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """A narrow ResNet-20 in float32 of the same bytes, trained from scratch."""
+    dense, splits = cifar(args, seed)
+    whole = {"dense accuracy": evaluate(dense, splits.test).accuracy, "dense file bytes": size_bytes(dense)}
+    builds = {
+        f"cifar_resnet20 of widths {w}, {2 * w}, {4 * w}": partial(CifarResNet, 20, widths=(w, 2 * w, 4 * w))
+        for w in range(2, 17, 2)
+    }
+    train = dataclasses.replace(sgd(seed, args.scratch_epochs), lr=0.1)
+    return [compared(from_scratch(builds, splits, args.bytes, train), whole)]
+
+
+RUNS = {"digits": digits, "resnet56": resnet56, "narrow": narrow}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["digits"], choices=["digits", "resnet56"])
-    parser.add_argument("--weights", type=Path, help="folder with the .th file, for resnet56")
-    parser.add_argument("--data", type=Path, help="CIFAR-10 as an npz file, for resnet56")
+    parser.add_argument("--models", nargs="+", default=["digits"], choices=[*RUNS])
+    parser.add_argument("--weights", type=Path, help="folder with the .th file, for resnet56 and narrow")
+    parser.add_argument("--data", type=Path, help="CIFAR-10 as an npz file, for resnet56 and narrow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning, for resnet56")
     parser.add_argument("--bits", type=int, default=3, help="per weight, for resnet56")
     parser.add_argument("--params", type=float, default=0.53, help="fraction kept of resnet56's parameters")
     parser.add_argument("--macs", type=float, default=0.6, help="of its MACs: they are the time that training takes")
+    parser.add_argument("--bytes", type=int, default=170_000, help="at most, of the file of narrow")
+    parser.add_argument("--scratch-epochs", type=int, default=30, help="of narrow")
     parser.add_argument("--checkpoints", type=Path, help="folder to go on from after a kill (seconds: of the last run)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="smallest_file", help="name of the files in results/")
@@ -173,7 +208,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in args.models:
         for seed in args.seeds:
-            rows += [{**row, **facts} for row in (digits(seed) if name == "digits" else resnet56(args, seed))]
+            rows += [{**row, **facts} for row in RUNS[name](args, seed)]
             write_rows(args.output, rows, COLUMNS)
 
 

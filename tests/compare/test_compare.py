@@ -285,12 +285,24 @@ def test_two_files_of_texts_are_a_published_split(tmp_path: Path) -> None:
     task, cut = task_of(start, grid)
     assert cut.test.tolist() == [20, 21, 22, 23]
     assert "date" not in task.splits(task.build(1.0)).words.listed
-    before = dict(run_module.Store(tmp_path / "cells", grid)._samples)
+    run_module.Store(tmp_path / "cells", grid).keep_start(start, task.build(1.0), 1.0)
+    assert run_module.Store(tmp_path / "cells", grid).has_start(start)
     test.write_text("text,label\na good date,1\na bad grape,0")
-    assert run_module.Store(tmp_path / "cells", grid)._samples != before
+    assert not run_module.Store(tmp_path / "cells", grid).has_start(start)
     (tmp_path / "other.csv").write_text("text,label\nso so,2")
     with pytest.raises(DataError, match="Make them the same"):
         make(SUBJECTS, model.replace(str(test), str(tmp_path / "other.csv"))).labels()
+
+
+def test_a_start_is_trained_again_where_a_default_of_its_model_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = TINY.starts()[0]
+    network = task_of(start, TINY)[0].build(1.0)
+    run_module.Store(tmp_path, TINY).keep_start(start, network, 1.0)
+    assert run_module.Store(tmp_path, TINY).has_start(start)
+    monkeypatch.setitem(TextCNNSubject.__init__.__kwdefaults__, "word_dropout", 0.125)
+    assert not run_module.Store(tmp_path, TINY).has_start(start)
 
 
 def test_digits_can_be_held_out_and_words_dropped_in_training() -> None:

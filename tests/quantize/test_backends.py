@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, DataError
 from secateur.quantize.backends import Realised, Unavailable, export_int8, int4_weights, int8_dynamic, realise
 from secateur.steps.quantize import quantize
 
@@ -50,6 +50,27 @@ def test_the_int8_file_is_written_and_int8(calibration: str, tmp_path: Path) -> 
     scales = [t for t in onnx.load(tmp_path / "small.onnx").graph.initializer if t.name.endswith("weight_scale")]
     assert any(list(t.dims) == [64] for t in scales)
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
+def test_calibration_batches_are_cut_to_the_size_that_the_file_takes(tmp_path: Path) -> None:
+    rows = torch.cat([X, X + 0.1, X[:3] + 9.0])  # the last three fill no batch of four
+    for name, batches in (("cut", [rows]), ("whole", [X, X + 0.1])):
+        export_int8(net(), tmp_path / f"{name}.onnx", X, batches)
+    assert (tmp_path / "cut.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (X[:3], r"No calibration batch fills the shapes that the file takes, \[\(4, 3, 8, 8\)\]"),
+        (X[:, :, :4], r"A calibration batch has shapes \[\(4, 3, 4, 8\)\], but the file takes \[\(4, 3, 8, 8\)\]"),
+        ((X, X), "but the file takes"),
+    ],
+)
+def test_calibration_batches_of_other_shapes_are_refused(tmp_path: Path, batch: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        export_int8(net(), tmp_path / "small.onnx", X, [batch])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_calibration_is_refused(tmp_path: Path) -> None:

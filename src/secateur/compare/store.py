@@ -36,11 +36,11 @@ class Store:
 
     folder: Path
     grid: Grid
-    _samples: dict[str, str] = field(init=False, compare=False)
+    _subjects: dict[str, tuple[str, str]] = field(init=False, compare=False)  # settings, those by default too; samples
 
     def __post_init__(self) -> None:
-        found = {text: subject.fingerprint() for text, subject in self.grid.subjects().items()}
-        object.__setattr__(self, "_samples", found)
+        found = {text: (repr(subject), subject.fingerprint()) for text, subject in self.grid.subjects().items()}
+        object.__setattr__(self, "_subjects", found)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -80,7 +80,7 @@ class Store:
         names = SETTINGS_OF_CELLS if isinstance(what, Cell) else SETTINGS_OF_STARTS
         settings = {name: value for name, value in asdict(self.grid).items() if name in names}
         versions = {"secateur": __version__, "torch": torch.__version__}
-        parts = [type(what).__name__, asdict(what), self._samples[what.model], settings, versions]
+        parts = [type(what).__name__, asdict(what), self._subjects[what.model], settings, versions]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{type(what).__name__.lower()}-{digest[:24]}{suffix}"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.errors import ConfigError, FileError
+from secateur.errors import ConfigError, DataError, FileError
 from secateur.frameworks.export import ExportReport, export
 from secateur.measure.runtimes import onnx_call
 from secateur.quantize.backends.realised import BACKENDS, Prepared, quiet
@@ -38,13 +38,14 @@ def export_int8(
         model: without codings (see `secateur.coding.bake`).
         path: ends in ".onnx"; a file that is there is replaced.
         inputs: of the shapes that the file will take.
-        batches: inputs of the same shapes, without labels, to calibrate on.
+        batches: inputs of these shapes but for the first axis, which is cut, without labels, to calibrate on.
         calibration: minmax, percentile or kl.
         reduce_range: 7-bit weights, for x86 CPUs without VNNI, whose 8-bit products saturate.
     Returns:
         The report of the float export that it was made from, which was compared with the model.
     Raises:
         ConfigError: onnx or onnxruntime is not installed, or the calibration is unknown.
+        DataError: a batch has other shapes.
         FileError, VerifyError: the float export failed, or ONNX Runtime can't quantize it.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -81,6 +82,7 @@ def _write(
 ) -> ExportReport:
     if calibration not in CALIBRATIONS:
         raise ConfigError(f"No calibration {calibration!r} in ONNX Runtime. Known: {', '.join(CALIBRATIONS)}.")
+    pieces = _pieces(batches, inputs)
     written = export(model, folder / "float.onnx", inputs)
     with quiet(""):  # it advises through warnings and the root logger
         tool: Any = importlib.import_module("onnxruntime.quantization")
@@ -90,7 +92,7 @@ def _write(
             tool.quantize_static(
                 str(ready),
                 str(path),
-                _reader(tool, written.inputs, batches),
+                _reader(tool, written.inputs, pieces),
                 quant_format=tool.QuantFormat.QDQ,
                 per_channel=True,
                 reduce_range=reduce_range,
@@ -105,14 +107,28 @@ def _write(
     return written
 
 
-def _reader(tool: Any, names: Sequence[str], batches: Sequence[Inputs]) -> Any:
-    """The batches as ONNX Runtime wants to be given them: one by one, then None."""
-    feeds = iter(
-        [
-            {name: t.cpu().numpy() for name, t in zip(names, tensors_in(as_call(batch)), strict=True)}
-            for batch in batches
-        ]
-    )
+def _pieces(batches: Sequence[Inputs], inputs: Inputs) -> list[list[Tensor]]:
+    """The batches in the shapes that the file takes: cut along the first axis, without a rest that fills no piece."""
+    shapes = [tuple(t.shape) for t in tensors_in(as_call(inputs))]
+    found: list[list[Tensor]] = []
+    for batch in batches:
+        given = tensors_in(as_call(batch))
+        if (seen := [tuple(t.shape) for t in given]) == shapes:
+            found.append(given)
+            continue
+        sizes, wanted = {shape[:1] for shape in seen}, {shape[:1] for shape in shapes}
+        if [shape[1:] for shape in seen] != [shape[1:] for shape in shapes] or len(sizes) > 1 or len(wanted) > 1:
+            raise DataError(f"A calibration batch has shapes {seen}, but the file takes {shapes}. Give such samples.")
+        n = shapes[0][0]
+        found += [[t[i : i + n] for t in given] for i in range(0, seen[0][0] - n + 1, n)]
+    if not found:
+        raise DataError(f"No calibration batch fills the shapes that the file takes, {shapes}. Give larger batches.")
+    return found
+
+
+def _reader(tool: Any, names: Sequence[str], pieces: Sequence[list[Tensor]]) -> Any:
+    """The pieces as ONNX Runtime wants to be given them: one by one, then None."""
+    feeds = iter([{name: t.cpu().numpy() for name, t in zip(names, piece, strict=True)} for piece in pieces])
 
     class Reader(tool.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> Any:

@@ -1,0 +1,127 @@
+"""ResNet-56 at half its MACs with a few epochs of training: every way of pruning gets the same epochs and images.
+
+Needs the weights and CIFAR-10 as an npz (see no_training.py). Every pruned network learns under the dense one (the same
+distillation, learning rate and augmentation for all), and stands in the table as its last epoch left it; `from scratch`
+is a narrower ResNet-56 of at most these MACs with fresh weights and a higher rate. Accuracy is top-1 on all of x_val,
+which nothing here chooses by. Rows that are there are kept, so that a long table can be made in several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import secateur
+from cifar_resnet import load_split, load_weights
+from no_training import EXAMPLE, draw, elimination, peers
+from rows import machine, read_rows, write_rows
+from secateur.compensation import compensate_
+from secateur.data import ArrayDataset
+from secateur.measure import evaluate
+from secateur.models import CifarResNet
+from secateur.steps import Context, Distill, Finetune
+from secateur.train import TrainConfig
+from secateur.train.augment import ShiftFlip
+
+NAME = "cifar_resnet56"
+COLUMNS = ("method", "macs kept", "params kept", "epochs", "seed", "before", "accuracy", "drop points", "seconds")
+METHODS = ("compensation", "random", "l2", "taylor", "torch-pruning magnitude", "torch-pruning taylor", "from scratch")
+GUIDED = Finetune(
+    train=TrainConfig(
+        lr=0.01,
+        batch_size=128,
+        optimizer="sgd",
+        weight_decay=1e-4,
+        augment=ShiftFlip(shift_px=4, flip=True),
+        precision="bf16",
+    ),
+    distill=Distill(weight=0.7, temperature=4.0),
+)
+SCRATCH_LR = 0.1
+
+
+def macs(model: nn.Module) -> int:
+    """Multiply-adds of one image."""
+    return secateur.trace(model, EXAMPLE).cost().macs
+
+
+def narrow(limit: int) -> nn.Module:
+    """The widest ResNet-56 with fresh weights of at most so many MACs; stages double, as in the original."""
+    fresh = [CifarResNet(56, widths=(w, 2 * w, 4 * w)) for w in range(2, 17, 2)]
+    return next(model for model in reversed(fresh) if macs(model) <= limit)
+
+
+def pruned(method: str, dense: nn.Module, x: torch.Tensor, y: torch.Tensor, kept: float, seed: int) -> nn.Module:
+    """The network that training starts from."""
+    if method == "from scratch":
+        return narrow(int(kept * macs(dense)))
+    if method == "compensation":
+        plan, small, batches = elimination(dense, x, kept, seed)
+        compensate_(dense, small, plan, batches)
+        return small
+    return peers(dense, x, y, kept, seed)[method]()
+
+
+def settings(method: str, epochs: int, seed: int) -> Finetune:
+    """The training, which differs in the rate alone."""
+    lr = SCRATCH_LR if method == "from scratch" else GUIDED.train.lr
+    return dataclasses.replace(GUIDED, train=dataclasses.replace(GUIDED.train, epochs=epochs, lr=lr, seed=seed))
+
+
+def measured(small: nn.Module, dense: nn.Module, val: ArrayDataset) -> dict[str, Any]:
+    """Accuracy and cost beside the dense network's."""
+    now, whole = (secateur.trace(model, EXAMPLE).cost() for model in (small, dense))
+    found, before = evaluate(small, val).accuracy, evaluate(dense, val).accuracy
+    return {
+        "model": NAME,
+        "macs kept": now.macs / whole.macs,
+        "params kept": now.params / whole.params,
+        "accuracy": found,
+        "drop points": 100 * (before - found),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the .th file")
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an npz file")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--kept", type=float, default=0.5, help="fraction of the MACs")
+    parser.add_argument("--samples", type=int, default=1024, help="calibration images")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", default="fine_tuned", help="name of the files in results/")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train, val = load_split(args.data, "train"), load_split(args.data, "val")
+    dense = load_weights(NAME, args.weights)
+    facts = {"samples": args.samples, "threads": args.threads, "machine": machine("torch-pruning")}
+    rows = read_rows(args.output)
+    done = {(row["method"], row["seed"], row["epochs"], row["asked"]) for row in rows}
+    for seed in args.seeds:
+        x, y = draw(train, args.samples, seed)
+        for method in args.methods:
+            if (method, seed, args.epochs, args.kept) in done:
+                continue
+            start = time.perf_counter()
+            torch.manual_seed(seed)
+            small = pruned(method, dense, x, y, args.kept, seed).eval()
+            before = evaluate(small, val).accuracy
+            step = settings(method, args.epochs, seed)
+            context = Context(dense=dense, inputs=lambda n, x=x: x[:n], calibration=list, train=train)
+            small = step.run(small, context).model
+            row = {"method": method, "asked": args.kept, "epochs": args.epochs, "seed": seed, "before": before}
+            rows.append({**row, **measured(small, dense, val), "seconds": time.perf_counter() - start, **facts})
+            rows[-1]["step"] = repr(step)
+            write_rows(args.output, rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
