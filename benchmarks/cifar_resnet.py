@@ -21,6 +21,9 @@ from rows import machine, write_rows
 from secateur.data import ArrayDataset
 from secateur.measure import evaluate, latency
 from secateur.models import MODELS
+from secateur.steps import Distill, Finetune
+from secateur.train import TrainConfig
+from secateur.train.augment import ShiftFlip
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 FILES = {"cifar_resnet20": "resnet20-12fca82f.th", "cifar_resnet56": "resnet56-4bfd9763.th"}
@@ -40,6 +43,21 @@ def load_split(path: Path, split: str) -> ArrayDataset:
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
     images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
     return ArrayDataset(images, torch.from_numpy(y.astype("int64")), mean=MEAN, std=STD)
+
+
+def guided(seed: int, epochs: int, lr: float = 0.01) -> Finetune:
+    """How networks for CIFAR-10 are trained on: under the dense one's guidance."""
+    train = TrainConfig(
+        epochs=epochs,
+        lr=lr,
+        batch_size=128,
+        optimizer="sgd",
+        weight_decay=1e-4,
+        augment=ShiftFlip(shift_px=4, flip=True),
+        precision="bf16",
+        seed=seed,
+    )
+    return Finetune(train=train, distill=Distill(weight=0.7, temperature=4.0))
 
 
 def prune_half(model: nn.Module, x: Tensor, criterion: str, seed: int) -> tuple[nn.Module, dict[str, Any]]:

@@ -9,41 +9,25 @@ which nothing here chooses by. Rows that are there are kept, so that a long tabl
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 import secateur
-from cifar_resnet import load_split, load_weights
-from no_training import EXAMPLE, draw, elimination, peers
+from cifar_resnet import guided, load_split, load_weights
+from no_training import EXAMPLE, Table, draw, elimination, peers
 from rows import machine, read_rows, write_rows
 from secateur.compensation import compensate_
-from secateur.data import ArrayDataset
 from secateur.measure import evaluate
 from secateur.models import CifarResNet
-from secateur.steps import Context, Distill, Finetune
-from secateur.train import TrainConfig
-from secateur.train.augment import ShiftFlip
+from secateur.steps import Context
 
 NAME = "cifar_resnet56"
 COLUMNS = ("method", "macs kept", "params kept", "epochs", "seed", "before", "accuracy", "drop points", "seconds")
 METHODS = ("compensation", "random", "l2", "taylor", "torch-pruning magnitude", "torch-pruning taylor", "from scratch")
-GUIDED = Finetune(
-    train=TrainConfig(
-        lr=0.01,
-        batch_size=128,
-        optimizer="sgd",
-        weight_decay=1e-4,
-        augment=ShiftFlip(shift_px=4, flip=True),
-        precision="bf16",
-    ),
-    distill=Distill(weight=0.7, temperature=4.0),
-)
-SCRATCH_LR = 0.1
+RATES = {"from scratch": {"lr": 0.1}}  # the others' is `guided`'s own
 
 
 def macs(model: nn.Module) -> int:
@@ -68,25 +52,6 @@ def pruned(method: str, dense: nn.Module, x: torch.Tensor, y: torch.Tensor, kept
     return peers(dense, x, y, kept, seed)[method]()
 
 
-def settings(method: str, epochs: int, seed: int) -> Finetune:
-    """The training, which differs in the rate alone."""
-    lr = SCRATCH_LR if method == "from scratch" else GUIDED.train.lr
-    return dataclasses.replace(GUIDED, train=dataclasses.replace(GUIDED.train, epochs=epochs, lr=lr, seed=seed))
-
-
-def measured(small: nn.Module, dense: nn.Module, val: ArrayDataset) -> dict[str, Any]:
-    """Accuracy and cost beside the dense network's."""
-    now, whole = (secateur.trace(model, EXAMPLE).cost() for model in (small, dense))
-    found, before = evaluate(small, val).accuracy, evaluate(dense, val).accuracy
-    return {
-        "model": NAME,
-        "macs kept": now.macs / whole.macs,
-        "params kept": now.params / whole.params,
-        "accuracy": found,
-        "drop points": 100 * (before - found),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="folder with the .th file")
@@ -104,6 +69,7 @@ def main() -> None:
     dense = load_weights(NAME, args.weights)
     facts = {"samples": args.samples, "threads": args.threads, "machine": machine("torch-pruning")}
     rows = read_rows(args.output)
+    table = Table(NAME, args.output, facts, dense, val, rows)
     done = {(row["method"], row["seed"], row["epochs"], row["asked"]) for row in rows}
     for seed in args.seeds:
         x, y = draw(train, args.samples, seed)
@@ -114,12 +80,13 @@ def main() -> None:
             torch.manual_seed(seed)
             small = pruned(method, dense, x, y, args.kept, seed).eval()
             before = evaluate(small, val).accuracy
-            step = settings(method, args.epochs, seed)
+            step = guided(seed, args.epochs, **RATES.get(method, {}))
             context = Context(dense=dense, inputs=lambda n, x=x: x[:n], calibration=list, train=train)
             small = step.run(small, context).model
-            row = {"method": method, "asked": args.kept, "epochs": args.epochs, "seed": seed, "before": before}
-            rows.append({**row, **measured(small, dense, val), "seconds": time.perf_counter() - start, **facts})
-            rows[-1]["step"] = repr(step)
+            seconds = time.perf_counter() - start
+            row = {"model": NAME, "method": method, "asked": args.kept, "epochs": args.epochs, "seed": seed}
+            row |= {"before": before, **table.measured(small), "seconds": seconds, "step": repr(step)}
+            rows.append({**row, **facts})
             write_rows(args.output, rows, COLUMNS)
 
 

@@ -108,24 +108,21 @@ class Table:
         self.accuracy = evaluate(self.model, self.val).accuracy
         self.cost = secateur.trace(self.model, EXAMPLE).cost()
 
-    def add(self, method: str, small: nn.Module, kept: float, seed: int, seconds: float) -> None:
-        """Measure a pruned model."""
+    def measured(self, small: nn.Module) -> dict[str, Any]:
+        """Accuracy and cost of a pruned model beside the dense one's."""
         found, now = evaluate(small, self.val).accuracy, secateur.trace(small, EXAMPLE).cost()
-        self.rows[:] = [row for row in self.rows if key(row) != (self.name, method, kept, seed)]
-        self.rows.append(
-            {
-                "model": self.name,
-                "method": method,
-                "asked": kept,
-                "macs kept": now.macs / self.cost.macs,
-                "params kept": now.params / self.cost.params,
-                "seed": seed,
-                "accuracy": found,
-                "drop points": 100 * (self.accuracy - found),
-                "seconds": seconds,
-                **self.facts,
-            }
-        )
+        return {
+            "macs kept": now.macs / self.cost.macs,
+            "params kept": now.params / self.cost.params,
+            "accuracy": found,
+            "drop points": 100 * (self.accuracy - found),
+        }
+
+    def add(self, method: str, small: nn.Module, kept: float, seed: int, seconds: float) -> None:
+        """Measure a pruned model, in place of the row that there is."""
+        row = {"model": self.name, "method": method, "asked": kept, "seed": seed, "seconds": seconds}
+        self.rows[:] = [other for other in self.rows if key(other) != key(row)]
+        self.rows.append({**row, **self.measured(small), **self.facts})
         write_rows(self.output, self.rows, COLUMNS)
 
 

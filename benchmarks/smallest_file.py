@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import secateur
-from cifar_resnet import load_split, load_weights
+from cifar_resnet import guided, load_split, load_weights
 from digits import trained
 from rows import machine, write_rows
 from secateur.allocate import Budget, Lagrangian
@@ -40,7 +40,6 @@ from secateur.planning import PruneConfig
 from secateur.recipe import TRAIN
 from secateur.steps import Distill, Finetune, Prune, Quantize, Round, Step
 from secateur.train import TrainConfig, fit_
-from secateur.train.augment import ShiftFlip
 
 CLASSES = tuple(map(str, range(10)))
 COLUMNS = ("model", "method", "seed", "accuracy", "drop points", "file bytes", "times", "folder bytes", "seconds")
@@ -54,27 +53,13 @@ def digits_steps(seed: int) -> list[Step]:
     return [Prune(budget=Budget(params=0.2)), tune, Quantize(bits=4, ends_bits=6), tune, Round()]
 
 
-def sgd(seed: int, epochs: int) -> TrainConfig:
-    """How networks for CIFAR-10 are trained on."""
-    return TrainConfig(
-        epochs=epochs,
-        lr=0.01,
-        batch_size=128,
-        optimizer="sgd",
-        weight_decay=1e-4,
-        augment=ShiftFlip(shift_px=4, flip=True),
-        precision="bf16",
-        seed=seed,
-    )
-
-
 def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
     """Pruned without labels, to widths that kernels are fast at; quantized, and trained on under the dense model."""
     prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed)
     return [
         Prune(budget=kept, prune=prune, compensate=CompensateConfig(reconstruct=None)),
         Quantize(bits=bits, ends_bits=6),
-        Finetune(train=sgd(seed, epochs), distill=Distill(weight=0.7, temperature=4.0)),
+        guided(seed, epochs),
         Round(),
     ]
 
@@ -179,7 +164,7 @@ def narrow(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         f"cifar_resnet20 of widths {w}, {2 * w}, {4 * w}": partial(CifarResNet, 20, widths=(w, 2 * w, 4 * w))
         for w in range(2, 17, 2)
     }
-    train = dataclasses.replace(sgd(seed, args.scratch_epochs), lr=0.1)
+    train = guided(seed, args.scratch_epochs, lr=0.1).train  # its own labels alone
     return [compared(from_scratch(builds, splits, args.bytes, train), whole)]
 
 
