@@ -55,6 +55,7 @@ def guided(seed: int, epochs: int, lr: float = 0.01) -> Finetune:
         weight_decay=1e-4,
         augment=ShiftFlip(shift_px=4, flip=True),
         precision="bf16",
+        is_compiled=True,
         seed=seed,
     )
     return Finetune(train=train, distill=Distill(weight=0.7, temperature=4.0))

@@ -27,7 +27,7 @@ import secateur
 from cifar_resnet import guided, load_split, load_weights
 from digits import trained
 from rows import machine, write_rows
-from secateur.allocate import Budget, Lagrangian
+from secateur.allocate import Budget, Lagrangian, Uniform
 from secateur.compensation import CompensateConfig
 from secateur.compression import CompressConfig, MeasureConfig, run_steps
 from secateur.criteria import Elimination
@@ -42,7 +42,18 @@ from secateur.steps import Distill, Finetune, Prune, Quantize, Round, Step
 from secateur.train import TrainConfig, fit_
 
 CLASSES = tuple(map(str, range(10)))
-COLUMNS = ("model", "method", "seed", "accuracy", "drop points", "file bytes", "times", "folder bytes", "seconds")
+COLUMNS = (
+    "model",
+    "method",
+    "criterion",
+    "seed",
+    "accuracy",
+    "drop points",
+    "file bytes",
+    "times",
+    "folder bytes",
+    "seconds",
+)
 MEASURE = CompressConfig(measure=MeasureConfig(repeats=3, max_seconds=1.0))
 
 
@@ -53,11 +64,16 @@ def digits_steps(seed: int) -> list[Step]:
     return [Prune(budget=Budget(params=0.2)), tune, Quantize(bits=4, ends_bits=6), tune, Round()]
 
 
-def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget) -> list[Step]:
+PRUNED_BY = {
+    "elimination": lambda seed: PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed),
+    "random": lambda seed: PruneConfig(criterion="random", method=Uniform(round_to=8), seed=seed),
+}
+
+
+def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget, criterion: str) -> list[Step]:
     """Pruned without labels, to widths that kernels are fast at; quantized, and trained on under the dense model."""
-    prune = PruneConfig(criterion=Elimination(seed=seed), method=Lagrangian(round_to=8), seed=seed)
     return [
-        Prune(budget=kept, prune=prune, compensate=CompensateConfig(reconstruct=None)),
+        Prune(budget=kept, prune=PRUNED_BY[criterion](seed), compensate=CompensateConfig(reconstruct=None)),
         Quantize(bits=bits, ends_bits=6),
         guided(seed, epochs),
         Round(),
@@ -151,9 +167,11 @@ def cifar(args: argparse.Namespace, seed: int) -> tuple[nn.Module, DataSplits]:
 def resnet56(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Make the published network small."""
     dense, splits = cifar(args, seed)
-    steps = resnet_steps(seed, args.epochs, args.bits, Budget(params=args.params, macs=args.macs))
-    checkpoints = args.checkpoints and args.checkpoints / f"resnet56-{seed}"
-    return [measured("cifar_resnet56", dense, splits, steps, seed, checkpoints=checkpoints)]
+    kept = Budget(params=args.params, macs=args.macs)
+    steps = resnet_steps(seed, args.epochs, args.bits, kept, args.criterion)
+    checkpoints = args.checkpoints and args.checkpoints / f"resnet56-{args.criterion}-{seed}"
+    row = measured("cifar_resnet56", dense, splits, steps, seed, checkpoints=checkpoints)
+    return [{**row, "criterion": args.criterion}]
 
 
 def narrow(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
@@ -177,7 +195,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with the .th file, for resnet56 and narrow")
     parser.add_argument("--data", type=Path, help="CIFAR-10 as an npz file, for resnet56 and narrow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning, for resnet56")
+    parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning, for resnet56")
+    parser.add_argument("--criterion", default="elimination", choices=[*PRUNED_BY], help="of pruning, for resnet56")
     parser.add_argument("--bits", type=int, default=3, help="per weight, for resnet56")
     parser.add_argument("--params", type=float, default=0.53, help="fraction kept of resnet56's parameters")
     parser.add_argument("--macs", type=float, default=0.6, help="of its MACs: they are the time that training takes")
@@ -188,6 +207,7 @@ def main() -> None:
     parser.add_argument("--output", default="smallest_file", help="name of the files in results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.compiler.config.force_disable_caches = True  # else seconds would not count programs of an earlier run
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     facts = {"threads": args.threads, "machine": machine()}
     rows: list[dict[str, Any]] = []

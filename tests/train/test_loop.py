@@ -65,6 +65,39 @@ def test_bf16_computes_in_bfloat16_and_learns_in_float32():
     assert history.last.train_loss < 0.1
 
 
+@pytest.mark.slow
+def test_compiled_training_is_training():
+    """Weights after three epochs, the last batch of each smaller, equal those of the same model run as it is."""
+    plain, compiled = tiny(), tiny()
+    losses = [
+        fit_(model, blobs(), blobs(seed=1), quick(is_compiled=is_compiled), progress=False).last
+        for model, is_compiled in ((plain, False), (compiled, True))
+    ]
+    for ours, wanted in zip(weights(compiled), weights(plain), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+    assert losses[1].val_loss == pytest.approx(losses[0].val_loss, rel=1e-4)
+    assert type(compiled) is type(plain)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.slow
+def test_what_the_compiler_gives_up_is_said_and_not_run_eagerly():
+    torch.compiler.reset()  # programs of an equal model serve again
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(TrainError, match="Set is_compiled=False"):
+        fit_(tiny(), blobs(), config=quick(is_compiled=True), progress=False)  # batches of 16, then one of 12
+
+
+def test_compiled_training_without_a_compiler_says_so(monkeypatch):
+    from torch._inductor import cpp_builder, exc
+
+    def missing(search=None):
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler here and found none"):
+        fit_(tiny(), blobs(), config=quick(is_compiled=True), progress=False)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_loop_is_the_plain_loop(optimizer, clip):

@@ -122,10 +122,14 @@ def forward(model: nn.Module, batch: Batch, *, with_labels: bool = False) -> Any
     return model(**{key: value for key, value in batch.items() if passes or key != "labels"})
 
 
+_WRAPPERS = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}  # type to where its model is
+
+
 def takes_labels(model: nn.Module) -> bool:
     """Say whether the model's forward has an argument called `labels`, as Hugging Face's heads do."""
-    inner = getattr(model, "module", model) if type(model).__name__ == "DistributedDataParallel" else model
-    return "labels" in inspect.signature(inner.forward).parameters
+    while (name := _WRAPPERS.get(type(model).__name__)) is not None:
+        model = getattr(model, name)
+    return "labels" in inspect.signature(model.forward).parameters
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError, FileError
+from secateur.compiling import compiled as compile_model
+from secateur.compiling import first_line, never_eager
+from secateur.errors import FileError
 from secateur.registry import Registry
 from secateur.tensors import Inputs, as_call, tensors_in
 
@@ -38,23 +40,16 @@ def compiled(model: nn.Module, inputs: Inputs) -> Call:
         FileError: the model can't be compiled.
     """
     args, kwargs = as_call(inputs)
-    _check_compiler()
-    program = torch.compile(model, dynamic=False)
-
-    def call() -> Any:
-        # Beyond its limit of programs for one line of code, dynamo would run the model eagerly and say nothing.
-        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-            return program(*args, **kwargs)
-
+    program = compile_model(model)
     log = logging.getLogger("torch")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), never_eager():
             warnings.simplefilter("ignore")
-            call()
+            program(*args, **kwargs)
     except Exception as error:  # the compiler runs the model's own code: anything may come out of it
-        raise FileError(f"torch.compile can't do {type(model).__name__}: {_first_line(error)}.") from error
+        raise FileError(f"torch.compile can't do {type(model).__name__}: {first_line(error)}.") from error
     finally:
         log.setLevel(level)
     return lambda: program(*args, **kwargs)
@@ -87,18 +82,3 @@ def onnx_call(path: Path, names: Sequence[str], inputs: Inputs) -> Call:
     tensors = tensors_in(as_call(inputs))
     feed = {name: t.cpu().numpy() for name, t in zip(names, tensors, strict=True) if name in read}
     return lambda: session.run(None, feed)
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise ConfigError("torch.compile needs a C++ compiler here and found none. Install g++ or clang.") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"

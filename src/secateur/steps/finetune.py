@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.compiling import compiled
 from secateur.data.batches import Batch, forward, labels_of, logits_of
 from secateur.errors import ConfigError
 from secateur.measure.modes import device_of
@@ -79,7 +80,7 @@ def tune_(model: nn.Module, context: Context, config: TrainConfig, distill: Dist
         context.train,
         context.val,
         config,
-        loss=_task(context) if distill is None else _guided(context, distill, config.label_smoothing),
+        loss=_task(context) if distill is None else _guided(context, distill, config),
         checkpoint=context.checkpoint,
         progress=context.progress,
     )
@@ -92,14 +93,16 @@ def _task(context: Context) -> BatchLoss | None:
     return None if loss is None else lambda outputs, batch: loss(outputs, labels_of(batch))
 
 
-def _guided(context: Context, distill: Distill, label_smoothing: float) -> BatchLoss:
-    task = _task(context) or partial(cross_entropy, label_smoothing=label_smoothing)
+def _guided(context: Context, distill: Distill, config: TrainConfig) -> BatchLoss:
+    task = _task(context) or partial(cross_entropy, label_smoothing=config.label_smoothing)
     teacher = copy_model(context.dense).eval()
+    program = compiled(teacher) if config.is_compiled else teacher
 
     def loss(outputs: Any, batch: Batch) -> Tensor:
         student = logits_of(outputs)
+        guide = program if torch.is_grad_enabled() else teacher  # validation's batches are too few to compile for
         with torch.no_grad():
-            wanted = logits_of(forward(teacher.to(student.device), batch))
+            wanted = logits_of(forward(guide.to(student.device), batch))
         found = distill.weight * distill.loss(wanted, student)
         return found if distill.weight == 1 else found + (1 - distill.weight) * task(outputs, batch)
 

@@ -41,6 +41,7 @@ class TrainConfig:
     regularizers: tuple[Regularizer, ...] = ()  # penalties that are added to the loss
     patience: int | None = None  # stop after so many epochs without a new lowest validation loss
     precision: str = "fp32"  # or bf16: products and convolutions in bfloat16 (autocast), weights in float32
+    is_compiled: bool = False  # train a program made by torch.compile: for long runs, since making it takes minutes
     seed: int = 0
     num_threads: int | None = None  # CPU threads during training; None leaves them as they are
     checkpoint_every: int = 1  # epochs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from secateur.compiling import compiled, first_line, is_compilers, never_eager
 from secateur.data.batches import Batch, batches, labels_of, length, loader, logits_of
 from secateur.errors import ConfigError, TrainError
 from secateur.measure.modes import cpu_threads, eval_mode
@@ -78,7 +79,8 @@ def fit_(
         progress: draw a bar on stderr, if that is a terminal.
         callbacks: called after steps and epochs.
     Raises:
-        TrainError: nothing to train; NaN or Inf (the model is then left as it is); a checkpoint of another run.
+        TrainError: nothing to train; NaN or Inf (the model is then left as it is); a checkpoint of another run; the
+            model can't be compiled.
         DataError: data is empty or does not fit the model.
         FileError: the checkpoint cannot be read or written.
 
@@ -93,7 +95,7 @@ def fit_(
         raise ConfigError(f"patience={config.patience} needs validation data. Pass val, or set patience=None.")
     path = None if checkpoint is None else Path(checkpoint)
     check_start(model, train, val)
-    with _borrowed_state(config), _prepared(model, train, loss, config, callbacks) as run:
+    with _borrowed_state(config), _compiling(model, config), _prepared(model, train, loss, config, callbacks) as run:
         records = [] if path is None or not path.exists() else _resume_(path, run)
         resumed_from = len(records)
         steps_done, is_main = resumed_from * len(run.order), run.accelerator.is_main_process
@@ -121,6 +123,19 @@ def _borrowed_state(config: TrainConfig) -> Iterator[None]:
 
 
 @contextmanager
+def _compiling(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+    """Say what to do when the compiler fails; only steps know, since each makes the programs that it needs."""
+    try:
+        with never_eager() if config.is_compiled else nullcontext():
+            yield
+    except Exception as error:
+        if not (config.is_compiled and is_compilers(error)):
+            raise
+        what = f"torch.compile can't do {type(model).__name__}: {first_line(error)}."
+        raise TrainError(f"{what} Set is_compiled=False, or keep batches to fewer shapes.") from error
+
+
+@contextmanager
 def _prepared(
     model: nn.Module, train: Dataset[Any], loss: Loss | None, config: TrainConfig, callbacks: Sequence[Callback]
 ) -> Iterator[_Run]:
@@ -141,7 +156,7 @@ def _prepared(
     run = _Run(
         accelerator=accelerator,
         model=model,
-        wrapped=wrapped,
+        wrapped=compiled(wrapped) if config.is_compiled else wrapped,
         optimizer=optimizer,
         loader=prepared,
         order=order,
