@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder with the .th file, for resnet56 and narrow")
     parser.add_argument("--data", type=Path, help="CIFAR-10 as an npz file, for resnet56 and narrow")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning, for resnet56")
+    parser.add_argument("--epochs", type=int, default=8, help="of fine-tuning, for resnet56")
     parser.add_argument("--criterion", default="elimination", choices=[*PRUNED_BY], help="of pruning, for resnet56")
     parser.add_argument("--bits", type=int, default=3, help="per weight, for resnet56")
     parser.add_argument("--params", type=float, default=0.53, help="fraction kept of resnet56's parameters")

@@ -2,9 +2,8 @@
 
 Both start from the same model on the CPU and the same example input; both are repeated and the median is kept. Times
 are processor time of the tool's own process, which runs one thread, so that others on the machine count little; the
-clock is written down too. Secateur's time is that of `trace(model, x).groups`. The peer is timed twice: building the
-graph alone, which leaves open what must shrink together, and building it and listing its groups, which is the same
-answer as ours.
+clock is written down too. Each is timed twice: `trace(model, x)` against building the peer's graph, which tells how
+neighbouring layers hang together; and both with the list of groups, which tells what must shrink together.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import torch
 
 from rows import machine, write_rows
 
-TOOLS = ("secateur", "torch-pruning", "torch-pruning groups")
+PEERS = {"secateur": "torch-pruning", "secateur groups": "torch-pruning groups"}
+TOOLS = (*PEERS, *PEERS.values())
 MODELS = ("resnet50", "densenet121", "vit_b_16", "swin_t")
 
 
@@ -42,10 +42,10 @@ def measure(name: str, tool: str, repeats: int, threads: int, answer: Any) -> No
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     x = torch.randn(1, 3, 224, 224)
-    if tool == "secateur":
-        import secateur
+    if tool.startswith("secateur"):
+        from secateur import trace
 
-        answer.send(seconds(lambda: secateur.trace(model, x).groups, repeats))
+        answer.send(seconds(lambda: trace(model, x) if tool == "secateur" else trace(model, x).groups, repeats))
         return
     import torch_pruning
 
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="counted calls after the first one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one tool on one model")
+    parser.add_argument("--output", default="trace_speed", help="name of the files in results/")
     args = parser.parse_args()
     rows = []
     for name in args.models:
@@ -90,15 +91,15 @@ def main() -> None:
             row[f"{tool} median s"] = statistics.median(cpu for cpu, _ in others) if others else None
             row[f"{tool} max s"] = max(cpu for cpu, _ in others) if others else None
             row[f"{tool} median on the clock s"] = statistics.median(clock for _, clock in others) if others else None
-        for tool in TOOLS[1:]:
-            if row["secateur median s"] and row[f"{tool} median s"]:
-                row[f"ratio {tool}"] = row[f"{tool} median s"] / row["secateur median s"]
+        for ours, peer in PEERS.items():
+            if row[f"{ours} median s"] and row[f"{peer} median s"]:
+                row[f"ratio {peer}"] = row[f"{peer} median s"] / row[f"{ours} median s"]
         row["timeout s"] = args.timeout
         row["machine"] = machine("torchvision", "torch-pruning")
         rows.append(row)
         print(row, flush=True)
     timings = ["secateur first s", *(f"{tool} median s" for tool in TOOLS)]
-    write_rows("trace_speed", rows, ("model", *timings, *(f"ratio {tool}" for tool in TOOLS[1:])))
+    write_rows(args.output, rows, ("model", *timings, *(f"ratio {peer}" for peer in PEERS.values())))
 
 
 if __name__ == "__main__":

@@ -114,9 +114,10 @@ def test_an_impossible_order_is_refused_before_anything_is_done() -> None:
         check_order([Finetune()], has_labels=False)
 
 
-def test_the_dense_model_guides_fine_tuning() -> None:
+@pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_dense_model_guides_fine_tuning(is_compiled: bool) -> None:
     """With its whole weight on the dense model's logits, a copy of that model has nothing to learn."""
-    train = dataclasses.replace(TRAIN, epochs=1, weight_decay=0.0)
+    train = dataclasses.replace(TRAIN, epochs=1, weight_decay=0.0, is_compiled=is_compiled)
     guided = run([Finetune(train=train, distill=Distill(weight=1.0))])
     torch.testing.assert_close(guided.model(data()[0]), net()(data()[0]), rtol=1e-3, atol=1e-3)
 

@@ -21,11 +21,11 @@ FORMED = [c for c in CASES if c.run is None and not may_decide(c.op)]
 
 
 def forms(out) -> list[tuple]:
-    """Shape, strides of the axes that have any say, and dtype of each tensor."""
+    """Shape, strides of the axes that have any say, and dtype of each tensor; twins leave out what has no elements."""
     return [
-        (t.shape, [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1 and t.numel()], t.dtype)
+        (t.shape, [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1], t.dtype)
         for t in pytree.tree_leaves(out)
-        if isinstance(t, Tensor)
+        if isinstance(t, Tensor) and t.numel()
     ]
 
 

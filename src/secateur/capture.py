@@ -23,13 +23,12 @@ from secateur.choices import Undecided
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward, quiet
 from secateur.places import Places
-from secateur.record import Attempt, ForwardFailed, Op, Trace, Value, is_constant_copy, is_restride, settle
+from secateur.record import NESTS, PLAIN, Attempt, ForwardFailed, Op, Trace, Value, is_aside, is_constant_copy, settle
 from secateur.shadows import Shadows
 from secateur.tensors import Identities, Inputs, as_call, named_tensors, on_device, skeleton, tensors_in
 from secateur.twins import Twin, map_tensors, run, twin
 
 _CPU = torch.device("cpu")
-_PLAIN = {int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 
 class Watcher(Protocol):
@@ -64,14 +63,16 @@ def capture(
     Raises:
         CaptureError: the model has no parameters or gives no tensor, or its forward failed, with the line where it did.
     """
-    if next(iter(model.parameters()), None) is None:
+    if next(model.parameters(), None) is None:
         raise CaptureError(
             f"{type(model).__name__} has no parameters, so there is nothing to make smaller."
             " Pass the module that holds them."
         )
-    if is_fake and any(p.is_meta for p in model.parameters()):  # torch's own checks compare devices
+    tensors = named_tensors(model)
+    if is_fake and any(t.is_meta for t in tensors.values()):  # torch's own checks compare devices
         model = skeleton(model)
-    recorder = _Recorder(model, is_fake, watch)
+        tensors = named_tensors(model)
+    recorder = _Recorder(model, tensors, is_fake, watch)
     args, kwargs = as_call(inputs) if is_fake else on_device(model, inputs)
     args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
     with plain_forward(model, is_training=is_training):
@@ -105,7 +106,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # otherwise each call goes through a wrapper that takes as long as the dispatch itself
 
-    def __init__(self, model: nn.Module, is_fake: bool, watch: Watcher | None) -> None:
+    def __init__(self, model: nn.Module, tensors: dict[str, Tensor], is_fake: bool, watch: Watcher | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kind = type(model).__name__
         self.is_fake = is_fake
@@ -122,20 +123,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tied: dict[str, str] = {}
         self.inputs: list[Value] = []
         self.constants: dict[int, Tensor] = {}
-        self.alive = named_tensors(model)  # ids stay unique only while their tensors live
-        for key, tensor in self.alive.items():
+        self.alive = tensors  # ids stay unique only while their tensors live
+        for key, tensor in tensors.items():
             first = self.names.setdefault(id(tensor), key)
             if first != key:
                 self.tied[key] = first
             else:
-                source = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+                is_parameter = type(tensor) is nn.Parameter or isinstance(tensor, nn.Parameter)
+                source = "parameter" if is_parameter else "buffer"
                 self.tensors[key] = value = self._value(tensor, source, key)
                 if source == "parameter" or type(tensor) is Twin:
                     self.values[tensor] = value  # has no known values, so that it can be read as it is
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_restride(func, args):
-            return run(func, args, {}) if self.is_fake else func(*args)
+        if is_aside(func, args):
+            return run(func, args, {}) if isinstance(args[0], Twin) else func(*args, **(kwargs or {}))
         fqn, location = self.places.here()
         args, seen = self._take(args)
         named, seen_named = self._take_named(kwargs) if kwargs else ({}, {})
@@ -189,7 +191,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         taken: list[Any] = []
         seen: list[Any] = []
         for a in args:
-            if type(a) in _PLAIN:
+            if type(a) in PLAIN:
                 taken.append(a)
                 seen.append(a)
             elif isinstance(a, Tensor):
@@ -198,7 +200,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     value = self._value_of(a)
                 taken.append(a)
                 seen.append(value)
-            elif isinstance(a, list | tuple) and a and type(a[0]) is not int:
+            elif isinstance(a, NESTS) and a and type(a[0]) is not int:
                 inner, inner_seen = self._take(a)
                 taken.append(type(a)(inner))
                 seen.append(type(a)(inner_seen))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from secateur.attention import one_attention
 from secateur.frameworks.huggingface import traceable_experts
+from secateur.tensors import modules_of
 
 _FAKE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
@@ -21,8 +23,8 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
 
     `nn.TransformerEncoder`'s fused eval path is one opaque operator; its plain path says the same in ATen.
     """
-    modules = list(model.modules())
-    states = [_State(module) for module in modules]
+    modules = list({id(module): module for _, module in modules_of(model)}.values())
+    states = [_state(module) for module in modules]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     if any(module.training != is_training for module in modules):
@@ -40,28 +42,26 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for state in states:
-            state.restore()
+            _restore(*state)
 
 
-_HOOKS = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
-"""What torch keeps in every module and no forward writes to."""
+_Held = dict[str, Any] | list[Any]
+_State = tuple[dict[str, Any], dict[str, Any], list[tuple[_Held, _Held]]]
 
 
-class _State:
+def _state(module: nn.Module) -> _State:
     """What a module holds, to be put back: its training flag, and what its code may keep from a first forward."""
+    attributes = vars(module)
+    contents = [(held, held.copy()) for held in attributes.values() if type(held) is dict or type(held) is list]
+    return attributes, attributes.copy(), contents
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.attributes = dict(vars(module))
-        own = (held for name, held in self.attributes.items() if name not in _HOOKS)
-        self.contents = [(held, held.copy()) for held in own if type(held) in (dict, list)]
 
-    def restore(self) -> None:
-        vars(self.module).clear()
-        vars(self.module).update(self.attributes)
-        for held, content in self.contents:
-            held.clear()
-            held.update(content) if isinstance(held, dict) else held.extend(content)
+def _restore(attributes: dict[str, Any], before: dict[str, Any], contents: list[tuple[_Held, _Held]]) -> None:
+    attributes.clear()
+    attributes.update(before)
+    for held, content in contents:
+        held.clear()
+        held.update(content) if isinstance(held, dict) else held.extend(content)
 
 
 def _plain_rnn(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from secateur.choices import Undecided, choose_all
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward
-from secateur.record import Op, Trace, is_constant_copy, is_copy, is_restride, is_same, settle
+from secateur.record import Op, Trace, is_aside, is_constant_copy, is_copy, is_same, settle
 from secateur.tensors import Inputs, on_device, tensors_in
 
 Watch = Callable[[Op, tuple[Any, ...], dict[str, Any], Any], None]
@@ -44,7 +44,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if is_constant_copy(func) or is_restride(func, args):
+        if is_constant_copy(func) or is_aside(func, args):
             return func(*args, **kwargs)
         op = self._ops[self.place + 1] if self.place + 1 < len(self._ops) else None
         if op is None and self._ended_by.startswith(str(func)):

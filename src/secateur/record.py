@@ -13,11 +13,15 @@ from torch import Tensor
 from secateur.errors import CaptureError
 
 T = TypeVar("T")
+NESTS = list | tuple  # made once: it is asked of every argument
+PLAIN = {int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}
 _VIEWS = {getattr(torch.ops.aten, name).default: "view" for name in ("view", "_unsafe_view", "_reshape_alias")}
 _EMPTY = {f"aten::{name}" for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")}
 _EMPTY |= {"aten::empty.memory_format"}
+_NEW = torch.ops.aten.empty.memory_format
+_RESTRIDE = torch.ops.aten.as_strided_.default
 
 
 @dataclass(eq=False, slots=True)  # not frozen, which makes each one take three times as long to write
@@ -51,7 +55,7 @@ class Op:
     @property
     def values(self) -> list[Value]:
         """The values among the arguments, in order, as often as they occur."""
-        return found_in((*self.args, *self.kwargs.values()), Value)
+        return found_in((*self.args, *self.kwargs.values()) if self.kwargs else self.args, Value)
 
     @property
     def where(self) -> str:
@@ -60,12 +64,14 @@ class Op:
 
 
 def found_in(args: Iterable[Any], kind: type[T]) -> list[T]:
-    """What is of a type among arguments, which nest in lists, tuples and dicts alone."""
+    """What is of a type, none of `PLAIN`, among arguments, which nest in lists, tuples and dicts alone."""
     found: list[T] = []
     for a in args:
+        if type(a) in PLAIN:
+            continue
         if isinstance(a, kind):
             found.append(a)
-        elif isinstance(a, list | tuple):
+        elif isinstance(a, NESTS):
             found += found_in(a, kind)
         elif isinstance(a, dict):
             found += found_in(a.values(), kind)
@@ -94,12 +100,16 @@ def is_same(a: Any, b: Any) -> bool:
     return _VIEWS.get(a, a) is _VIEWS.get(b, b)
 
 
-def is_restride(func: Any, args: Any) -> bool:
-    """True for a call that gives a tensor the axes that it has, with other strides on axes of size 1.
+def is_aside(func: Any, args: Any) -> bool:
+    """True for a call that torch makes for itself and that says nothing of the network; it stays off the record.
 
-    Torch's pooling marks its result as channels-last so, or doesn't, by a layout that a smaller network may not have.
+    Either it makes a tensor without elements, as batch norms do for what kernels elsewhere reserve; or it gives a
+    tensor the axes that it has, with other strides on axes of size 1: pooling marks its result as channels-last so, or
+    doesn't, by a layout that a smaller network may not have.
     """
-    if func is not torch.ops.aten.as_strided_.default or len(args) > 3:
+    if func is _NEW:
+        return 0 in args[0]
+    if func is not _RESTRIDE or len(args) > 3:
         return False
     x, size, strides = args
     axes = zip(x.shape, size, x.stride(), strides, strict=False)

@@ -113,25 +113,34 @@ def module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequent
     return [(fqn, m) for fqn, m in modules_of(model) if isinstance(m, kinds) and not isinstance(m, ParametrizationList)]
 
 
+_HELD_BY_ALL = frozenset(vars(nn.Module()))  # attributes that torch gives every module: no tensor is among them
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes by fqn, a tied tensor under each of its names.
 
     A plain attribute (`self.scale = torch.ones(8)`) is not in the state dict, but it must shrink with the rest.
     """
     parameters: dict[str, Tensor] = {}
-    others: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})  # buffers, attributes
+    buffers: dict[str, Tensor] = {}
+    attributes: dict[str, Tensor] = {}
     seen: set[int] = set()
     for fqn, module in modules_of(model):
         start = f"{fqn}." if fqn else ""
-        parameters |= {start + name: t for name, t in module._parameters.items() if t is not None}
+        for name, t in module._parameters.items():
+            if t is not None:
+                parameters[start + name] = t
         if id(module) in seen:
             continue
         seen.add(id(module))
-        for found, held in zip(others, (module._buffers, vars(module)), strict=True):
-            found |= {start + name: t for name, t in held.items() if isinstance(t, Tensor)}
-    for found in others:
-        for key, tensor in found.items():
-            parameters.setdefault(key, tensor)
+        for name, t in module._buffers.items():
+            if t is not None:
+                buffers[start + name] = t
+        for name, held in vars(module).items():
+            if name not in _HELD_BY_ALL and isinstance(held, Tensor):
+                attributes[start + name] = held
+    for key, tensor in (*buffers.items(), *attributes.items()):
+        parameters.setdefault(key, tensor)
     return parameters
 
 

@@ -198,16 +198,14 @@ def _convolution(*args: Any) -> Twin | None:
     return Twin.of(plain_form(_on_meta(_CONVOLUTION, args, {}).shape, args[0].dtype, args[0].device))
 
 
-def _batch_norm(x: Tensor, *args: Any) -> tuple[Twin, ...] | None:
+def _batch_norm(x: Tensor, *args: Any) -> tuple[Twin | None, ...] | None:
     """In eval mode the output is like the input, and nothing is saved. Widths are checked before the dispatch."""
     if args[4] is not False or any(isinstance(a, Tensor) and a.dtype != x.dtype for a in args):
         return None
-    nothing = plain_form((0,), x.dtype, x.device)
     if x.is_contiguous():
-        return Twin.of(plain_form(x.shape, x.dtype, x.device)), Twin.of(nothing), Twin.of(nothing)
+        return Twin.of(plain_form(x.shape, x.dtype, x.device)), None, None
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        like = form(x.shape, x.stride(), x.dtype, x.device)
-        return Twin.of(like), Twin.of(nothing), Twin.of(nothing)
+        return Twin.of(form(x.shape, x.stride(), x.dtype, x.device)), None, None
     return None
 
 

@@ -121,13 +121,14 @@ class Solution:
 class Node:
     """One operator, as a rule sees it."""
 
-    __slots__ = ("op", "results", "solution", "taken")
+    __slots__ = ("_where", "op", "results", "solution", "taken")
 
     def __init__(self, solution: Solution, op: Op) -> None:
         self.solution = solution
         self.op = op
         self.results: list[tuple[Dim, ...]] = []
         self.taken: set[int] = set()  # index tensors that the rule used as such
+        self._where = ""  # spelled once
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -137,7 +138,8 @@ class Node:
         return value.shape
 
     def reason(self, why: str) -> str:
-        return f"{why}: {self.op.where}"
+        self._where = self._where or self.op.where
+        return f"{why}: {self._where}"
 
     def new(self, size: int, why_frozen: str | None = None) -> Dim:
         """A fresh dim, frozen where a reason is given."""

@@ -13,7 +13,7 @@ import torch
 from secateur.dims.algebra import Cat, Dim, Leaf, Prod, find, freeze, linear_leaves, new
 from secateur.dims.rule import Axes, Node, Position, Solution, rule_of
 from secateur.errors import UnsupportedOpError
-from secateur.record import Op, Trace, Value
+from secateur.record import NESTS, PLAIN, Op, Trace, Value
 
 _MOVES = {
     getattr(getattr(torch.ops.aten, name), overload)
@@ -89,8 +89,8 @@ def _add_tensor(solution: Solution, value: Value) -> None:
 def _apply_rule(solution: Solution, op: Op) -> None:
     node = Node(solution, op)
     tensors: list[Axes] = []
-    args = [_wrap(node, tensors, a, i) for i, a in enumerate(op.args)]
-    kwargs = {k: _wrap(node, tensors, a, k) for k, a in op.kwargs.items()}
+    args = [a if type(a) in PLAIN else _wrap(node, tensors, a, i) for i, a in enumerate(op.args)]
+    kwargs = {k: a if type(a) in PLAIN else _wrap(node, tensors, a, k) for k, a in op.kwargs.items()}
     try:
         if (rule := rule_of(op.target)) is None:
             raise UnsupportedOpError("unknown operator")
@@ -115,7 +115,9 @@ def _wrap(node: Node, tensors: list[Axes], arg: Any, position: Position = -1) ->
         seen = Axes(arg, dims, i in solution.weights, position)
         tensors.append(seen)
         return seen
-    return type(arg)([_wrap(node, tensors, a) for a in arg]) if isinstance(arg, list | tuple) else arg
+    if not isinstance(arg, NESTS) or not arg or type(arg[0]) is int:
+        return arg
+    return type(arg)([_wrap(node, tensors, a) for a in arg])
 
 
 def _follow_indices(node: Node, tensors: list[Axes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,9 +33,11 @@ def batch_norm(op: Node, x: Axes, weight: Axes | None, bias: Axes | None, *rest:
     statistics = [t for t in rest if isinstance(t, Axes)]
     for t in statistics:
         op.role(t, "statistic")
-    for param in (weight, bias, *statistics):
-        if param is not None:
-            op.equate(param[0], x[1])
+    params = [t for t in (weight, bias, *statistics) if t is not None]
+    for a, b in pairwise(params):
+        op.equate(a[0], b[0])
+    for t in params[-1:]:  # once: x may be a concatenation of many
+        op.equate(t[0], x[1])
     if next((flag for flag in rest if isinstance(flag, bool)), False):  # over the batch: of weights that are its rows
         others = {axis: d for axis, d in enumerate(x) if axis != 1}
         op.renormalise(list(others.values()), partial(_first_across, dims=others))
