@@ -13,7 +13,7 @@ from torch import Tensor
 from secateur.errors import CaptureError
 
 T = TypeVar("T")
-NESTS = list | tuple  # made once: it is asked of every argument
+NESTS = (list, tuple)  # a pair: isinstance is faster on it than on a union that is made at each call
 PLAIN = {int, float, bool, type(None), str, torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("clone", "alias", "detach", "lift_fresh", "_to_copy")}

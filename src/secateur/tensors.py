@@ -127,15 +127,15 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     seen: set[int] = set()
     for fqn, module in modules_of(model):
         start = f"{fqn}." if fqn else ""
-        for name, t in module._parameters.items():
-            if t is not None:
-                parameters[start + name] = t
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                parameters[start + name] = parameter
         if id(module) in seen:
             continue
         seen.add(id(module))
-        for name, t in module._buffers.items():
-            if t is not None:
-                buffers[start + name] = t
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                buffers[start + name] = buffer
         for name, held in vars(module).items():
             if name not in _HELD_BY_ALL and isinstance(held, Tensor):
                 attributes[start + name] = held
