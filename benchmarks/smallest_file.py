@@ -74,7 +74,7 @@ def resnet_steps(seed: int, epochs: int, bits: int, kept: Budget, criterion: str
     """Pruned without labels, to widths that kernels are fast at; quantized, and trained on under the dense model."""
     return [
         Prune(budget=kept, prune=PRUNED_BY[criterion](seed), compensate=CompensateConfig(reconstruct=None)),
-        Quantize(bits=bits, ends_bits=6),
+        Quantize(bits=bits, ends_bits=6, gptq=True),
         guided(seed, epochs),
         Round(),
     ]

@@ -40,6 +40,35 @@ def test_a_failing_forward_is_named_by_module_and_line():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_what_torch_reserves_for_itself_stays_off_the_record():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    names = [op.target.name() for op in capture(net, torch.zeros(1, 3, 5, 5)).ops]
+    assert names == ["aten::convolution", "aten::native_batch_norm", "aten::relu"]
+
+
+class Grown(nn.Module):
+    """Starts from a tensor without elements, and appends to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, n) for n in (4, 8))
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x):
+        found = torch.empty(0)
+        for layer in self.layers:
+            found = torch.cat([found, layer(x)], -1)
+        return self.head(found)
+
+
+@pytest.mark.parametrize("is_fake", [True, False])
+def test_code_may_go_on_from_a_tensor_without_elements(is_fake):
+    graph = secateur.trace(Grown(), X, is_fake=is_fake)
+    assert [(g.name, g.size) for g in graph.prunable] == [("layers.0 features", 4), ("layers.1 features", 8)]
+    plan = secateur.plan(model := Grown(), X, secateur.Budget(width=0.5), secateur.PruneConfig(criterion="random"))
+    assert secateur.apply(model, plan).head.weight.shape == (2, 6)  # verified on the way
+
+
 def test_training_flags_come_back_after_a_failure():
     model = Forward(lambda y: y + torch.zeros(5))
     model.last.eval()

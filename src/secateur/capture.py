@@ -129,6 +129,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if first != key:
                 self.tied[key] = first
             else:
+                # Parameter's own isinstance is Python code
                 is_parameter = type(tensor) is nn.Parameter or isinstance(tensor, nn.Parameter)
                 source = "parameter" if is_parameter else "buffer"
                 self.tensors[key] = value = self._value(tensor, source, key)
