@@ -97,7 +97,7 @@ def plan(
     Args:
         model: the trained network.
         inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments.
-        budget: what may be kept, as fractions of the dense model; None for a method that needs no budget (`TopN`).
+        budget: what may be kept, as fractions of the dense model or with a unit; None for methods that need none.
         config: criterion, allocation, modules to leave alone, seed.
         data: for criteria that measure on data: batches of (x, y) or dicts with "labels"; x alone where no gradients of
             the loss are needed.

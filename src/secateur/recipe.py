@@ -1,7 +1,8 @@
 """A recipe: everything `secateur compress` does, as TOML. Written from the dataclasses of the steps, read strictly.
 
 Sections are dataclasses and keys their fields, so each default and its explanation stand in the code once. A key that
-is left out takes its default; the sections `[train]` and `[finetune]` are steps: without the section, no such step.
+is left out takes its default; the sections `[train]`, `[compensate]` and `[finetune]` are steps: without the section,
+no such step. `[[steps]]` list several techniques in place of some of them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class ModelConfig:
 class DataConfig:
     """The data, cut into train, validation and test."""
 
-    source: str = "digits"  # digits, npz:FILE, folder:DIR or csv:FILE
+    source: str = "digits"  # digits, npz:FILE, folder:DIR, csv:FILE or text:FILE
     seed: int = 0  # of the cut
     val_fraction: float = 0.15  # to stop and choose by
     test_fraction: float = 0.2  # for the final evaluation alone

@@ -19,7 +19,7 @@ SourceArgument = Annotated[
 ]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="A .safetensors file with the source's weights.")]
 ShapeOption = Annotated[str | None, typer.Option("--input-shape", help="Shape of one input, such as 1,3,224,224.")]
-DataOption = Annotated[str | None, typer.Option("--data", help="digits, npz:FILE, folder:DIR or csv:FILE.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="digits, npz:FILE, folder:DIR, csv:FILE or text:FILE.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-source", help="Let a saved folder run the python: source that it names.")
 ]
