@@ -78,6 +78,17 @@ def test_an_unknown_calibration_is_refused(tmp_path: Path) -> None:
         export_int8(net(), tmp_path / "small.onnx", X, [X], calibration="mse")
 
 
+def test_torchao_int4_does_not_pass_over_every_layer_in_silence() -> None:
+    """Inputs of 64 fill no group of 128: torchao would leave the layer alone, and the copy would compute as before."""
+    pytest.importorskip("torchao")
+    with pytest.raises(
+        ConfigError, match=r"left every linear layer as it is.*fits none, such as '0' of shape \[32, 64\]"
+    ):
+        int4_weights(nn.Sequential(nn.Linear(64, 32)))
+    (found,) = realise(nn.Linear(64, 32), torch.zeros(1, 64), backends=["torchao int4 weights"])
+    assert isinstance(found, Unavailable)
+
+
 def test_torchao_int8_is_near_and_small() -> None:
     pytest.importorskip("torchao")
     torch.manual_seed(0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,8 @@ from secateur.measure.modes import device_of
 from secateur.quantize.backends.realised import BACKENDS, Prepared, quiet
 from secateur.surgery import copy_model
 from secateur.tensors import Inputs, as_call
+
+log = logging.getLogger(__name__)
 
 
 def int8_dynamic(model: nn.Module) -> nn.Module:
@@ -32,7 +35,8 @@ def int4_weights(model: nn.Module, group_size: int = 128) -> nn.Module:
     """A copy whose linear layers hold int4 weights, a scale for each group of inputs, and compute in bfloat16.
 
     Raises:
-        ConfigError: torchao is not installed, or has no kernel for this model's device.
+        ConfigError: torchao is not installed, has no kernel for this model's device, or no layer's inputs are whole
+            groups.
     """
     form = "plain_int32" if device_of(model).type == "xpu" else "tile_packed_to_4d"
     return _quantized(
@@ -81,7 +85,21 @@ def _quantized(model: nn.Module, config: str, **settings: Any) -> nn.Module:
             raise ConfigError(
                 f"torchao {version('torchao')} has no {config} for {where}: {type(error).__name__}: {error}."
             ) from error
+    _check_coded(small, config, settings)
     return small
+
+
+def _check_coded(model: nn.Module, config: str, settings: Mapping[str, Any]) -> None:
+    """Torchao leaves layers alone whose shape does not fit, and says nothing: all of them is an error here."""
+    layers = {fqn: module for fqn, module in model.named_modules() if isinstance(module, nn.Linear)}
+    left = [fqn for fqn, layer in layers.items() if not hasattr(layer.weight, "__tensor_flatten__")]
+    if len(left) == len(layers):
+        raise ConfigError(
+            f"torchao {version('torchao')} left every linear layer as it is: {config} with {dict(settings)} fits none,"
+            f" such as '{left[0]}' of shape {list(layers[left[0]].weight.shape)}."
+        )
+    if left:
+        log.warning("torchao left %d of %d linear layers as they are, such as '%s'", len(left), len(layers), left[0])
 
 
 def _n_bytes(model: nn.Module) -> int:
