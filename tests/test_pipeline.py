@@ -15,6 +15,7 @@ from secateur.allocate import Budget
 from secateur.coding import Code, Mask, attach_, bake, codable
 from secateur.compression import CompressConfig, MeasureConfig, run_steps
 from secateur.errors import ConfigError, FileError
+from secateur.planning import PruneConfig
 from secateur.steps import Context, Done
 from secateur.steps.finetune import Distill, Finetune
 from secateur.steps.order import check_order
@@ -112,6 +113,9 @@ def test_an_impossible_order_is_refused_before_anything_is_done() -> None:
         run([])
     with pytest.raises(ConfigError, match=r"Step 1 \(finetune\) needs labels"):
         check_order([Finetune()], has_labels=False)
+    with pytest.raises(ConfigError, match=r"Step 1 \(prune\) needs labels"):
+        check_order([Prune(prune=PruneConfig(criterion="taylor"))], has_labels=False)
+    check_order([Prune(prune=PruneConfig(criterion=criterion)) for criterion in ("l2", "kl_fisher")], has_labels=False)
 
 
 @pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -55,6 +55,9 @@ def test_prune_and_export_a_hugging_face_folder(run: Any, tmp_path: Path) -> Non
     assert code == 0, err
     assert "intermediate_size 64 → 48; from_pretrained loads it" in out
     assert load_folder(tmp_path / "small").config.intermediate_size == 48
+    code, out, err = run(*asked, "--method", "uniform?round_to=32", "--output", tmp_path / "coarse")
+    assert code == 0, err
+    assert load_folder(tmp_path / "coarse").config.intermediate_size in (32, 64)
     code, out, err = run("inspect", f"hf:{tmp_path / 'small'}")
     assert code == 0, err
     assert "encoder.layer.0.intermediate.dense features" in out

@@ -96,7 +96,9 @@ def _prune_folder(
     from secateur.frameworks.huggingface_folder import prune_folder
 
     log.info("planning without weights, then cutting shard by shard")
-    config = replace(config, method=replace(make_method(config.method), round_to=8))
+    method = make_method(config.method)
+    if method.round_to == 1:  # not asked for
+        config = replace(config, method=replace(method, round_to=8))
     report = prune_folder(folder, output, asked, config, per_layer=per_layer, overwrite=force)
     if is_json:
         print_json(report.to_dict())

@@ -34,6 +34,8 @@ NEEDS = {
     "products": "collect_products(model, groups, batches)",
     "divergences": "collect_divergences(model, groups, batches)",
 }
+OF_LOSS = frozenset({"gradients", "squared_gradients", "gates"})
+"""Those that are measured by a loss, which takes labels."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from secateur.allocate import Budget
 from secateur.allocate.budget import MEASURES
 from secateur.compensation import compensate_
 from secateur.compensation.config import CompensateConfig
+from secateur.criteria import make_criterion, needs_of
+from secateur.criteria.base import OF_LOSS
 from secateur.criteria.samples import inputs_of
 from secateur.dims.cost import Cost
 from secateur.edits import Prune as PruneEdit
@@ -45,7 +47,6 @@ class Prune:
     name: ClassVar[str] = "prune"
     accepts: ClassVar[frozenset[str]] = frozenset({"masked", "factored", "quantized", "input-quantized"})
     leaves: ClassVar[frozenset[str]] = frozenset()
-    needs_labels: ClassVar[bool] = False
 
     budget: Budget = field(default_factory=lambda: Budget(macs=0.5))  # what may be kept of the model at this step
     prune: PruneConfig = field(default_factory=PruneConfig)  # how to choose what goes
@@ -58,6 +59,11 @@ class Prune:
             raise ConfigError(f"n_rounds={self.n_rounds} must be at least 1.")
         if self.budget.drop_points is not None:
             raise ConfigError("A step can't search a budget on a metric. Give drop_points to `compress` without steps.")
+
+    @property
+    def needs_labels(self) -> bool:
+        """True for scores by gradients of the loss, and for fine-tuning between rounds."""
+        return self.between is not None or not needs_of(make_criterion(self.prune.criterion)).isdisjoint(OF_LOSS)
 
     def run(self, model: nn.Module, context: Context) -> Done:
         """Shrink to the step's budget."""
