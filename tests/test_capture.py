@@ -46,6 +46,12 @@ def test_what_torch_reserves_for_itself_stays_off_the_record():
     assert names == ["aten::convolution", "aten::native_batch_norm", "aten::relu"]
 
 
+def test_a_batch_norm_without_weights_on_an_input():
+    """All that it reads is known, so its values are worked out beside the record."""
+    net = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert [(g.name, g.size) for g in secateur.trace(net, X).prunable] == [("1 features", 4)]
+
+
 class Grown(nn.Module):
     """Starts from a tensor without elements, and appends to it."""
 

@@ -55,8 +55,9 @@ class Shadows:
         if sum(t.numel() for t in _outputs(out)) > _LIMIT:
             return
         result = self._run(func, args, kwargs) if self.is_fake else out
-        for t, value in zip(_outputs(out), _outputs(result), strict=True):
-            self.values[t] = value
+        for t, value in zip(_parts(out), _parts(result), strict=True):
+            if isinstance(t, Tensor):  # twins leave out what a batch norm saves
+                self.values[t] = value
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         real_args, real_kwargs = map_tensors(self._own, args), map_tensors(self._own, kwargs)
@@ -117,5 +118,9 @@ class Shadows:
         return [places] * mask.dim()
 
 
+def _parts(out: Any) -> Sequence[Any]:
+    return out if isinstance(out, tuple | list) else (out,)
+
+
 def _outputs(out: Any) -> list[Tensor]:
-    return [t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, Tensor)]
+    return [t for t in _parts(out) if isinstance(t, Tensor)]
