@@ -17,15 +17,16 @@ from secateur.twins import Twin, run, twin
 from .dims.rule_cases import CASES, T
 
 aten = torch.ops.aten
+NORMS = (aten.native_batch_norm.default,)
 FORMED = [c for c in CASES if c.run is None and not may_decide(c.op)]
 
 
 def forms(out) -> list[tuple]:
-    """Shape, strides of the axes that have any say, and dtype of each tensor; twins leave out what has no elements."""
+    """Shape, strides of the axes that have any say, and dtype of each tensor."""
     return [
-        (t.shape, [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1], t.dtype)
+        (t.shape, [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1 and t.numel()], t.dtype)
         for t in pytree.tree_leaves(out)
-        if isinstance(t, Tensor) and t.numel()
+        if isinstance(t, Tensor)
     ]
 
 
@@ -39,6 +40,8 @@ def test_a_twin_becomes_what_the_tensor_becomes(case):
         return forms((case.op if make is not twin else lambda *a, **k: run(case.op, a, k))(*args, **kwargs))
 
     expected = call(lambda t: t)
+    if case.op in NORMS and all(shape == (0,) for shape, *_ in expected[1:]):
+        expected = expected[:1]  # in eval mode they save nothing, and twins leave it out
     assert call(twin) == expected  # worked out
     assert call(twin) == expected  # remembered
 

@@ -20,10 +20,22 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur import choices
 from secateur.choices import Undecided
-from secateur.errors import CaptureError
+from secateur.errors import CaptureError, first_line
 from secateur.forward import plain_forward, quiet
 from secateur.places import Places
-from secateur.record import NESTS, PLAIN, Attempt, ForwardFailed, Op, Trace, Value, is_aside, is_constant_copy, settle
+from secateur.record import (
+    NESTS,
+    PLAIN,
+    Attempt,
+    ForwardFailed,
+    Op,
+    Trace,
+    Value,
+    is_aside,
+    is_constant_copy,
+    parts,
+    settle,
+)
 from secateur.shadows import Shadows
 from secateur.tensors import Identities, Inputs, as_call, named_tensors, on_device, skeleton, tensors_in
 from secateur.twins import Twin, map_tensors, run, twin
@@ -154,7 +166,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = self.shadows.answer(func, args, named)
         else:
             out = self._run(func, args, named)
-        outs = out if isinstance(out, tuple | list) else (out,)
+        outs = parts(out)
         if reshapes:  # the same tensor with other axes (`unsqueeze_`): a new value
             for t in outs:
                 self.values[t] = self._value(t, "op")
@@ -260,7 +272,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shapes = ", ".join(str(list(v.shape)) for v in self.inputs)
         message = (
             f"The forward of {self.kind} failed in '{fqn or 'the model'}' ({location}) on inputs of shape"
-            f" {shapes}: {type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}."
+            f" {shapes}: {type(error).__name__}: {first_line(error)}."
             " Check that it runs on these inputs; code that reads values of tensors (`.item()`, `if x > 0`)"
             " can't be captured."
         )

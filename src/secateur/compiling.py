@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, first_line
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -42,7 +42,6 @@ def is_compilers(error: Exception) -> bool:
     return isinstance(error, exc.TorchDynamoException | exc.FailOnRecompileLimitHit)
 
 
-def first_line(error: Exception) -> str:
-    """The error's type and the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"
+def cant_compile(model: nn.Module, error: Exception) -> str:
+    """The sentence that says which model, and why."""
+    return f"torch.compile can't do {type(model).__name__}: {type(error).__name__}: {first_line(error).rstrip('.')}."

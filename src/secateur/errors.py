@@ -62,3 +62,8 @@ class DataError(SecateurError):
 
 class TrainError(SecateurError):
     """Training cannot start or go on."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or ["no message"])[0]

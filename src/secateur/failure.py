@@ -80,8 +80,3 @@ def with_parts(slots: Iterable[Slot]) -> Iterator[Slot]:
     for slot in slots:
         for path, dim in parts_of(slot.dim):
             yield replace(slot, path=path, dim=dim, asked=slot.asked if not path else None)
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or ["no message"])[0]

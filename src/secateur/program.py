@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward
-from secateur.record import Op, Trace, Value, found_in, settle
+from secateur.record import Op, Trace, Value, found_in, parts, settle
 from secateur.tensors import Inputs, named_tensors, on_device, tensors_in
 
 _TOLERANCE = 1e-3
@@ -152,7 +152,7 @@ class Run:
 
     def _outputs(self, op: Op) -> Sequence[Tensor]:
         out = settle(op.target, op.target(*self._real(op.args), **self._real(op.kwargs)))
-        return out if isinstance(out, tuple | list) else (out,)
+        return parts(out)
 
     def _real(self, value: Any) -> Any:
         if isinstance(value, Value):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -83,6 +83,11 @@ def settle(func: Any, out: Any) -> Any:
     if isinstance(out, Tensor) and func.name() in _EMPTY:
         out.zero_()
     return out
+
+
+def parts(out: Any) -> Sequence[Any]:
+    """What an operator gave, one result or several, as several."""
+    return out if isinstance(out, NESTS) else (out,)
 
 
 def is_constant_copy(target: Any) -> bool:

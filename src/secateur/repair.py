@@ -20,7 +20,8 @@ from torch import nn
 
 from secateur.capture import capture
 from secateur.dims.algebra import Dim, Leaf, count, find, leaves
-from secateur.failure import Failure, Slot, blame, first_line, with_parts
+from secateur.errors import first_line
+from secateur.failure import Failure, Slot, blame, with_parts
 from secateur.graph import Graph
 from secateur.least import least
 from secateur.numbers import Binding, is_spatial, known_bindings, own_numbers, part_at

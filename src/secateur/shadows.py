@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from secateur.choices import INDEXED, is_mask
+from secateur.record import parts
 from secateur.tensors import Identities
 from secateur.twins import Twin, map_tensors, twin
 
@@ -55,7 +56,7 @@ class Shadows:
         if sum(t.numel() for t in _outputs(out)) > _LIMIT:
             return
         result = self._run(func, args, kwargs) if self.is_fake else out
-        for t, value in zip(_parts(out), _parts(result), strict=True):
+        for t, value in zip(parts(out), parts(result), strict=True):
             if isinstance(t, Tensor):  # twins leave out what a batch norm saves
                 self.values[t] = value
 
@@ -118,9 +119,5 @@ class Shadows:
         return [places] * mask.dim()
 
 
-def _parts(out: Any) -> Sequence[Any]:
-    return out if isinstance(out, tuple | list) else (out,)
-
-
 def _outputs(out: Any) -> list[Tensor]:
-    return [t for t in _parts(out) if isinstance(t, Tensor)]
+    return [t for t in parts(out) if isinstance(t, Tensor)]

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.compiling import cant_compile, never_eager
 from secateur.compiling import compiled as compile_model
-from secateur.compiling import first_line, never_eager
 from secateur.errors import FileError
 from secateur.registry import Registry
 from secateur.tensors import Inputs, as_call, tensors_in
@@ -49,7 +49,7 @@ def compiled(model: nn.Module, inputs: Inputs) -> Call:
             warnings.simplefilter("ignore")
             program(*args, **kwargs)
     except Exception as error:  # the compiler runs the model's own code: anything may come out of it
-        raise FileError(f"torch.compile can't do {type(model).__name__}: {first_line(error)}.") from error
+        raise FileError(cant_compile(model, error)) from error
     finally:
         log.setLevel(level)
     return lambda: program(*args, **kwargs)

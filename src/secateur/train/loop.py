@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from secateur.compiling import compiled, first_line, is_compilers, never_eager
+from secateur.compiling import cant_compile, compiled, is_compilers, never_eager
 from secateur.data.batches import Batch, batches, labels_of, length, loader, logits_of
 from secateur.errors import ConfigError, TrainError
 from secateur.measure.modes import cpu_threads, eval_mode
@@ -131,8 +131,8 @@ def _compiling(model: nn.Module, config: TrainConfig) -> Iterator[None]:
     except Exception as error:
         if not (config.is_compiled and is_compilers(error)):
             raise
-        what = f"torch.compile can't do {type(model).__name__}: {first_line(error)}."
-        raise TrainError(f"{what} Set is_compiled=False, or keep batches to fewer shapes.") from error
+        advice = "Set is_compiled=False, or keep batches to fewer shapes."
+        raise TrainError(f"{cant_compile(model, error)} {advice}") from error
 
 
 @contextmanager
