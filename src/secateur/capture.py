@@ -150,7 +150,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_aside(func, args):
-            return run(func, args, {}) if isinstance(args[0], Twin) else func(*args, **(kwargs or {}))
+            return run(func, args, {}) if isinstance(args[0], Twin) else torch.empty(*args, **(kwargs or {}))
         fqn, location = self.places.here()
         args, seen = self._take(args)
         named, seen_named = self._take_named(kwargs) if kwargs else ({}, {})

@@ -114,6 +114,7 @@ def module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequent
 
 
 _HELD_BY_ALL = frozenset(vars(nn.Module()))  # attributes that torch gives every module: no tensor is among them
+_PLAIN = {bool, int, float, str, tuple, list, dict, type(None)}  # told apart faster than by isinstance of Tensor
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -137,7 +138,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
             if buffer is not None:
                 buffers[start + name] = buffer
         for name, held in vars(module).items():
-            if name not in _HELD_BY_ALL and isinstance(held, Tensor):
+            if name not in _HELD_BY_ALL and type(held) not in _PLAIN and isinstance(held, Tensor):
                 attributes[start + name] = held
     for key, tensor in (*buffers.items(), *attributes.items()):
         parameters.setdefault(key, tensor)
