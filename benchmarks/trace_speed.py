@@ -1,9 +1,10 @@
 """Time to find what must shrink together: `secateur.trace` against Torch-Pruning's dependency graph, in one run.
 
-Both start from the same model on the CPU and the same example input; both are repeated and the median is kept. Times
-are processor time of the tool's own process, which runs one thread, so that others on the machine count little; the
-clock is written down too. Each is timed twice: `trace(model, x)` against building the peer's graph, which tells how
-neighbouring layers hang together; and both with the list of groups, which tells what must shrink together.
+Both start from the same model on the CPU and the same example input, each in a process of its own, so that neither
+warms the other up. The processes take turns, call by call, so that a slow minute of the machine slows all of them, and
+the medians are kept. Times are processor time of the tool's own process, which runs one thread; the clock is written
+down too. Each tool is timed twice: `trace(model, x)` against building the peer's graph, which tells how neighbouring
+layers hang together; and both with the list of groups, which tells what must shrink together.
 """
 
 from __future__ import annotations
@@ -24,59 +25,67 @@ TOOLS = (*PEERS, *PEERS.values())
 MODELS = ("resnet50", "densenet121", "vit_b_16", "swin_t")
 
 
-def seconds(run: Callable[[], Any], repeats: int) -> list[tuple[float, float]]:
-    """(processor time, time on the clock) of a first call, then of each of `repeats` further calls."""
-    times = []
-    for _ in range(repeats + 1):
-        start, clock = time.process_time(), time.perf_counter()
-        run()
-        times.append((time.process_time() - start, time.perf_counter() - clock))
-    return times
-
-
-def measure(name: str, tool: str, repeats: int, threads: int, answer: Any) -> None:
-    """In a process of its own, so that neither tool warms the other up."""
+def call(name: str, tool: str) -> Callable[[], Any]:
+    """What is timed."""
     import torchvision
 
-    torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
     x = torch.randn(1, 3, 224, 224)
     if tool.startswith("secateur"):
         from secateur import trace
 
-        answer.send(seconds(lambda: trace(model, x) if tool == "secateur" else trace(model, x).groups, repeats))
-        return
+        return lambda: trace(model, x) if tool == "secateur" else trace(model, x).groups
     import torch_pruning
 
     def build() -> Any:
         return torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
 
-    if tool == "torch-pruning":
-        answer.send(seconds(build, repeats))
-    else:
-        answer.send(seconds(lambda: list(build().get_all_groups()), repeats))
+    return build if tool == "torch-pruning" else lambda: list(build().get_all_groups())
 
 
-def in_process(*args: Any, timeout: float) -> list[tuple[float, float]] | None:
-    """Run `measure` in a new process; None where it takes longer than the limit or dies."""
-    here, there = mp.get_context("spawn").Pipe(duplex=False)
-    process = mp.get_context("spawn").Process(target=measure, args=(*args, there))
-    process.start()
-    there.close()
-    try:
-        return here.recv() if here.poll(timeout) else None
-    except EOFError:
-        return None
-    finally:
-        process.kill()
-        process.join()
+def serve(name: str, tool: str, threads: int, pipe: Any) -> None:
+    """Make one call whenever asked, and answer with its (processor time, time on the clock)."""
+    torch.set_num_threads(threads)
+    run = call(name, tool)
+    while True:
+        pipe.recv()
+        start, clock = time.process_time(), time.perf_counter()
+        run()
+        pipe.send((time.process_time() - start, time.perf_counter() - clock))
+
+
+class Worker:
+    """A process that serves one tool; it is given up for good where a call takes longer than the limit."""
+
+    def __init__(self, name: str, tool: str, threads: int, timeout: float) -> None:
+        context = mp.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, tool, threads, there), daemon=True)
+        self.process.start()
+        there.close()
+        self.timeout = timeout
+        self.times: list[tuple[float, float]] = []
+
+    def turn(self) -> None:
+        try:
+            self.pipe.send(None)
+            if self.pipe.poll(self.timeout):
+                self.times.append(self.pipe.recv())
+                return
+        except (EOFError, BrokenPipeError):
+            pass
+        self.end()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, help="names of torchvision models")
-    parser.add_argument("--repeats", type=int, default=5, help="counted calls after the first one")
+    parser.add_argument("--repeats", type=int, default=15, help="counted calls after the first one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one tool on one model")
     parser.add_argument("--output", default="trace_speed", help="name of the files in results/")
@@ -84,9 +93,13 @@ def main() -> None:
     rows = []
     for name in args.models:
         row: dict[str, Any] = {"model": name, "threads": args.threads, "repeats": args.repeats}
-        for tool in TOOLS:
-            timing = in_process(name, tool, args.repeats, args.threads, timeout=args.timeout)
-            first, *others = timing or [(None, None)]
+        workers = {tool: Worker(name, tool, args.threads, args.timeout) for tool in TOOLS}
+        for _ in range(args.repeats + 1):
+            for worker in workers.values():
+                worker.turn()
+        for tool, worker in workers.items():
+            worker.end()
+            first, *others = worker.times or [(None, None)]
             row[f"{tool} first s"] = first[0]
             row[f"{tool} median s"] = statistics.median(cpu for cpu, _ in others) if others else None
             row[f"{tool} max s"] = max(cpu for cpu, _ in others) if others else None

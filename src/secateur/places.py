@@ -28,26 +28,39 @@ class Places:
         self.start = own[0]  # the file that calls the model
         self.own = (*own, attention.__file__, shadows.__file__, twins.__file__, __file__)
         self._lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
+        self._kinds: dict[str, str] = {}  # by file
 
     def here(self) -> tuple[str, str]:
         """(fqn, "file.py:12") of the operator whose dispatch calls this function."""
         frame: FrameType | None = sys._getframe(2)
-        fqn = location = inside = None
-        while frame is not None:
+        fqn = line = inside = None
+        while frame is not None and (fqn is None or line is None):
             code = frame.f_code
             name = code.co_filename
-            if code is _CALL and fqn is None:
-                fqn = self.names.get(id(frame.f_locals["self"]))
-            elif name == self.start:
+            kind = self._kinds.get(name) or self._kind(name)
+            if kind == "model":
+                line = line or frame
+            elif code is _CALL:
+                if fqn is None:
+                    fqn = self.names.get(id(frame.f_locals["self"]))
+            elif kind == "start":
                 break
-            elif location is None and not name.startswith((_TORCH, "<")) and name not in self.own:
-                location = self._line(frame)
-            elif inside is None and name.startswith(_TORCH_NN):
-                inside = self._line(frame)
-            if location is not None and fqn is not None:
-                break
+            elif kind == "torch.nn":
+                inside = inside or frame
             frame = frame.f_back
-        return fqn or "", location or inside or "unknown line"
+        found = line or inside
+        return fqn or "", self._line(found) if found is not None else "unknown line"
+
+    def _kind(self, name: str) -> str:
+        """What a file is to a place: "start" calls the model, "model" may be named, "torch.nn" where none is."""
+        if name == self.start:
+            kind = "start"
+        elif name.startswith((_TORCH, "<")) or name in self.own:
+            kind = "torch.nn" if name.startswith(_TORCH_NN) else "other"
+        else:
+            kind = "model"
+        self._kinds[name] = kind
+        return kind
 
     def of_error(self, trace: TracebackType | None) -> tuple[str, str]:
         """(fqn, "file.py:12") of where a forward raised."""

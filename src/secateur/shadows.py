@@ -7,6 +7,7 @@ computed along beside them on real tensors, their shadows. What depends on param
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Shadows:
                 self.values[out] = torch.full(out.shape, 0.999, dtype=out.dtype)
             return
         if not self._knows(args) or not self._knows(kwargs.values()) or _RANDOM in func.tags:
-            if func._schema.is_mutable:
+            if _writes(func):
                 self._forget(_outputs(out))
             return
         if sum(t.numel() for t in _outputs(out)) > _LIMIT:
@@ -117,6 +118,11 @@ class Shadows:
         """As many positions, axis by axis, as a mask has hits."""
         places = torch.zeros(self._n_hits(mask, mask.shape), dtype=torch.long, device=mask.device)
         return [places] * mask.dim()
+
+
+@cache
+def _writes(func: Any) -> bool:
+    return bool(func._schema.is_mutable)
 
 
 def _outputs(out: Any) -> list[Tensor]:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from secateur.attention import ATTENTION
+
 aten = torch.ops.aten
 
 Shapes = Sequence[tuple[int, ...]]
@@ -121,7 +123,7 @@ for qkv in (_qkv, _shared):
         case(aten._scaled_dot_product_flash_attention.default, *flash, run=_attend_plain, **scale)
         case(aten._scaled_dot_product_flash_attention.quantized, *flash, run=_attend_plain, **scale)
 case(aten._scaled_dot_product_efficient_attention.default, *_qkv, _mask, False, run=_attend_biased, scale=0.3)
-_any = torch.ops.secateur.attention.default
+_any = ATTENTION
 case(_any, *_qkv, scale=0.3)
 case(_any, *_qkv, _mask)
 case(_any, *_shared, None, 0.0, False, enable_gqa=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from secateur.dims.algebra import Dim, Leaf, count, find, kept, leaves, new
-from secateur.dims.rule import OP_RULES, Solution
+from secateur.dims.rule import OP_RULES, Solution, rule_of
 from secateur.dims.solve import _apply_rule, settle_ties
 from secateur.record import Op, Trace, Value
 
@@ -46,7 +46,7 @@ class Call:
                 new(n, "whole" if i in spec.whole else None) for i, n in enumerate(value.shape)
             )
         self.values = values
-        _apply_rule(self.solution, self.op)
+        _apply_rule(self.solution, self.op, rule_of(self.op.target))
         settle_ties(self.solution)
 
     def fill(self, tensors: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -6,12 +6,13 @@ are, which axes are summed over, and how many multiply-adds that takes. Everythi
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
 from secateur.dims.algebra import Cat, Dim, Leaf, Prod, find, freeze, linear_leaves, new
-from secateur.dims.rule import Axes, Node, Position, Solution, rule_of
+from secateur.dims.rule import Axes, Node, Position, Rule, Solution, rule_of
 from secateur.errors import UnsupportedOpError
 from secateur.record import NESTS, PLAIN, Op, Trace, Value
 
@@ -53,8 +54,9 @@ def solve(trace: Trace, training: Trace | None = None) -> Solution:
 
 
 def _run(solution: Solution) -> None:
+    rule = functools.cache(rule_of)  # rules may be registered between two solutions
     for op in solution.trace.ops:
-        _apply_rule(solution, op)
+        _apply_rule(solution, op, rule(op.target))
     why = f"read by code that goes on by a learned value: {end}" if (end := solution.trace.ended_by) else "model output"
     for value in (*solution.trace.outputs, *solution.trace.dangling):
         for dim in (*solution.dims[value.index], *filter(None, [solution.indexes.get(value.index)])):
@@ -86,13 +88,13 @@ def _add_tensor(solution: Solution, value: Value) -> None:
             solution.owners[id(dim)] = (value.key, axis)
 
 
-def _apply_rule(solution: Solution, op: Op) -> None:
+def _apply_rule(solution: Solution, op: Op, rule: Rule | None) -> None:
     node = Node(solution, op)
     tensors: list[Axes] = []
     args = [a if type(a) in PLAIN else _wrap(node, tensors, a, i) for i, a in enumerate(op.args)]
     kwargs = {k: a if type(a) in PLAIN else _wrap(node, tensors, a, k) for k, a in op.kwargs.items()}
     try:
-        if (rule := rule_of(op.target)) is None:
+        if rule is None:
             raise UnsupportedOpError("unknown operator")
         rule(node, *args, **kwargs)
     except UnsupportedOpError as error:
