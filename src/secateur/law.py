@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ _STRUCTURAL = 1e-2
 _MIDDLE = 1e-3
 """How far from the middle of two whole numbers rounding errors may have moved what is rounded."""
 
-Samples = dict[int, tuple[Tensor, float]]
-"""By place in the pruned model's essential record: sampled values of the first output, and its largest |value|."""
+Samples = dict[int, Tensor]
+"""By place in the pruned model's essential record: sampled values of the first output."""
 
 
 class Sampler:
@@ -48,7 +48,7 @@ class Sampler:
         """Called after each operator."""
         if not passes(func, args, out):
             if (first := _first(out)) is not None:
-                self.samples[self.at] = first[_places(tuple(first.shape))].double(), _largest(first)
+                self.samples[self.at] = first[_places(tuple(first.shape))].double()
             if (order := chosen(func, out)) is not None:
                 self.orders[self.at] = order.clone()
             if func is torch.ops.aten.round.default:
@@ -152,22 +152,30 @@ class Law(Follower):  # type: ignore[no-untyped-call]
         sample = self.seen.samples.get(place)
         if self.problem or first is None or sample is None:
             return
-        values, largest = sample
         value = op.outputs[0]
         assert value is not None
         index = [self._shrunk(d) for d in self.graph.solution.dims[value.index]]
         shape = tuple(n if i is None else len(i) for i, n in zip(index, first.shape, strict=True))
         at = tuple((p if i is None else i[p]).to(first.device) for i, p in zip(index, _places(shape), strict=True))
-        mine, values = first[at].double(), self._renumbered(op, 0, values)
-        gap = float((mine - values).abs().max())
-        if gap <= _STRUCTURAL * largest:
+        mine, values = first[at].double(), self._renumbered(op, 0, sample)
+        gap, largest = float((mine - values).abs().max()), float(mine.abs().max())
+        if gap <= _STRUCTURAL * largest < math.inf:  # all of the output is looked at only where its samples don't do
             return
         # A difference of large numbers may be all rounding, so its inputs count towards the scale.
-        scale = max([largest, 1e-3 * max([_largest(a) for a in args if isinstance(a, Tensor)], default=0.0)])
+        inputs = [_largest(a) for a in args if isinstance(a, Tensor)]
+        scale = max([_largest(_shortened(first, index)), 1e-3 * max(inputs, default=0.0)])
         both = mine.isfinite() & values.isfinite()
         gap = float((mine - values)[both].abs().max()) if both.any() else 0.0
         if not torch.equal(mine.isfinite(), values.isfinite()) or gap > _STRUCTURAL * scale:
-            self.problem = f"values first differ, by {gap:.2g} where the largest is {largest:.2g}, at {op.where}"
+            self.problem = f"values first differ, by {gap:.2g} where the largest is {scale:.2g}, at {op.where}"
+
+
+def _shortened(x: Tensor, index: Sequence[Tensor | None]) -> Tensor:
+    """What is left of a tensor, of whose axes some keep these indices alone."""
+    for axis, i in enumerate(index):
+        if i is not None:
+            x = x.index_select(axis, i.to(x.device))
+    return x
 
 
 def _first(out: Any) -> Tensor | None:
