@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from secateur.dims.algebra import Cat, Dim, Leaf, Prod, count, find
 from secateur.graph import Graph
+from secateur.tensors import HELD_BY_ALL, modules_of
 
 aten = torch.ops.aten
 
@@ -57,11 +58,14 @@ def known_bindings(model: nn.Module, graph: Graph) -> list[Binding]:
     found: dict[tuple[str, str], Binding] = {}
 
     def bind(fqn: str, path: str, dim: Dim) -> None:
-        value = dict(own_numbers(modules[fqn])).get(path)
+        if fqn not in numbers_of:
+            numbers_of[fqn] = dict(own_numbers(modules[fqn]))
+        value = numbers_of[fqn].get(path)
         if value == dim.size and (fqn, path) not in found:
             found[fqn, path] = Binding(fqn, path, dim)
 
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(modules_of(model))
+    numbers_of: dict[str, dict[str, int]] = {}
     for op in graph.trace.ops:
         for path, position in _BY_ARGUMENT.get(op.target, ()):
             if (dim := graph.solution.expected.get((op.index, position))) is not None:
@@ -105,7 +109,7 @@ def unread_numbers(
 def own_numbers(module: nn.Module) -> Iterator[tuple[str, int]]:
     """Every whole number that a module holds: its own, those in its tuples and lists, and in objects like a config."""
     for name, value in vars(module).items():
-        if name in {"training", "_modules", "_parameters", "_buffers"} or isinstance(value, nn.Module | Tensor):
+        if name in HELD_BY_ALL or isinstance(value, (nn.Module, Tensor)):
             continue
         yield from _numbers(name, value)
         if hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from secateur.surgery import set_number
-from secateur.tensors import distinct, named_tensors, skeleton
+from secateur.tensors import distinct, modules_of, named_tensors, skeleton
 from secateur.twins import Twin, plain_form
 
 
@@ -18,6 +18,7 @@ class Skeleton:
         self.model = skeleton(model)
         tensors = distinct(named_tensors(self.model))
         self._twins = {key: (t, t.form) for key, t in tensors.items() if isinstance(t, Twin)}
+        self._modules = dict(modules_of(self.model))  # `get_submodule` walks to each again
         self._numbers: dict[tuple[str, str], int] = {}  # what was set, as it was before
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[tuple[str, str], tuple[int, int]]) -> None:
@@ -32,7 +33,7 @@ class Skeleton:
             if t.form is not form:
                 t.become(form)
         for (fqn, path), old in self._numbers.items():
-            set_number(self.model, fqn, path, old)
+            set_number(self._modules[fqn], "", path, old)
         self._numbers = {place: old for place, (old, _) in numbers.items()}
         for (fqn, path), (_, new) in numbers.items():
-            set_number(self.model, fqn, path, new)
+            set_number(self._modules[fqn], "", path, new)

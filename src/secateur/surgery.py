@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -119,12 +120,18 @@ def _resolve(model: nn.Module, fqn: str, path: str) -> tuple[Any, str | int]:
         holder: Any = model.get_submodule(fqn)
     except AttributeError as error:
         raise PlanError(f"The model has no module '{fqn}'. The plan was made for another architecture.") from error
-    if not _PATH.fullmatch(path):
-        raise PlanError(f"'{path}' is no path of a number, such as `num_heads`, `sizes[1]` or `config.hidden_size`.")
-    parts: list[str | int] = [int(i) if i else name for name, i in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)]
+    parts = _parts(path)
     for part in parts[:-1]:
         holder = holder[part] if isinstance(part, int) else getattr(holder, part)
     return holder, parts[-1]
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _parts(path: str) -> tuple[str | int, ...]:
+    """Names and places in a path: ("sizes", 1) in `sizes[1]`."""
+    if not _PATH.fullmatch(path):
+        raise PlanError(f"'{path}' is no path of a number, such as `num_heads`, `sizes[1]` or `config.hidden_size`.")
+    return tuple([int(i) if i else name for name, i in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path)])
 
 
 def copy_model(model: nn.Module) -> nn.Module:

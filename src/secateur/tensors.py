@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ def module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequent
     return [(fqn, m) for fqn, m in modules_of(model) if isinstance(m, kinds) and not isinstance(m, ParametrizationList)]
 
 
-_HELD_BY_ALL = frozenset(vars(nn.Module()))  # attributes that torch gives every module: no tensor is among them
+HELD_BY_ALL = frozenset(vars(nn.Module()))  # what torch gives every module, nothing of the model's
 _PLAIN = {bool, int, float, str, tuple, list, dict, type(None)}  # told apart faster than by isinstance of Tensor
 
 
@@ -138,7 +139,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
             if buffer is not None:
                 buffers[start + name] = buffer
         for name, held in vars(module).items():
-            if name not in _HELD_BY_ALL and type(held) not in _PLAIN and isinstance(held, Tensor):
+            if name not in HELD_BY_ALL and type(held) not in _PLAIN and isinstance(held, Tensor):
                 attributes[start + name] = held
     for key, tensor in (*buffers.items(), *attributes.items()):
         parameters.setdefault(key, tensor)
@@ -165,6 +166,7 @@ def copy_around(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     held = [value for module in model.modules() for value in vars(module).values()]
     sets = [s for s in held if type(s) is set and all(isinstance(item, str | int) for item in s)]
     memo |= {id(s): s.copy() for s in sets}  # deepcopy fills a new one, which may give them in another order
+    memo |= {id(d): d.copy() for d in held if type(d) is OrderedDict and not d}  # of hooks: deepcopy rebuilds each
     try:
         return copy.deepcopy(model, memo)  # the memo says that the tensors are copied already
     except Exception as error:

@@ -113,7 +113,7 @@ class Solution:
         """The solved dims of a value."""
         dims = self.dims[value.index]
         found = tuple([find(d) for d in dims])
-        if any(a is not b for a, b in zip(dims, found, strict=True)):
+        if found != dims:  # dims compare by identity
             self.dims[value.index] = found  # the next look is short
         return found
 
