@@ -84,6 +84,34 @@ def test_training_flags_come_back_after_a_failure():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+class _Hooked(nn.Module):
+    """Transformers' way to collect hidden states: hooks are installed at the first call, and a flag remembers it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.is_hooked = False
+        self.seen = set()
+
+    def forward(self, x):
+        found = []
+        if not self.is_hooked:
+            self.layer.register_forward_hook(lambda module, args, out: self.found.append(out))
+            self.is_hooked = True
+        self.found = found
+        self.seen.add("first")
+        self.layer(x)
+        return torch.stack(found)
+
+
+def test_hooks_of_a_first_forward_do_not_stay_without_what_remembers_them():
+    model = _Hooked()
+    assert secateur.trace(model, X).trace.outputs[0].shape == (1, *X.shape)
+    assert not model.layer._forward_hooks
+    assert not model.seen
+    assert model(X).shape == (1, *X.shape)
+
+
 def test_tied_tensors_are_one_value():
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     model[1].weight = model[0].weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -45,23 +46,27 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
             _restore(*state)
 
 
-_Held = dict[str, Any] | list[Any]
-_State = tuple[dict[str, Any], dict[str, Any], list[tuple[_Held, _Held]]]
+_HOLDERS = {dict, list, set, OrderedDict}
+_State = tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]
 
 
 def _state(module: nn.Module) -> _State:
-    """What a module holds, to be put back: its training flag, and what its code may keep from a first forward."""
+    """What a module holds, to be put back: its training flag, and what its code may keep from a first forward.
+
+    That may be hooks, too: Transformers installs some at the first call, and remembers that it did.
+    """
     attributes = vars(module)
-    contents = [(held, held.copy()) for held in attributes.values() if type(held) is dict or type(held) is list]
+    contents = [(held, held.copy() if held else None) for held in attributes.values() if type(held) in _HOLDERS]
     return attributes, attributes.copy(), contents
 
 
-def _restore(attributes: dict[str, Any], before: dict[str, Any], contents: list[tuple[_Held, _Held]]) -> None:
+def _restore(attributes: dict[str, Any], before: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
     attributes.clear()
     attributes.update(before)
     for held, content in contents:
-        held.clear()
-        held.update(content) if isinstance(held, dict) else held.extend(content)
+        if held or content:
+            held.clear()
+            held.extend(content or ()) if type(held) is list else held.update(content or ())
 
 
 def _plain_rnn(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:

@@ -139,13 +139,24 @@ class Trace:
     constants: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
-    def _read(self) -> set[int]:
-        return {v.index for op in self.ops for v in op.values}
+    def readers(self) -> dict[int, Op]:
+        """The first operator that read a value, by the value's index."""
+        return {v.index: op for op in reversed(self.ops) for v in op.values}
+
+    def read_at(self, value: Value) -> str:
+        """Where a value was first read, as the end of a reason; nothing where it wasn't."""
+        op = self.readers.get(value.index)
+        return f": {op.where}" if op is not None else ""
+
+    def made_at(self, value: Value) -> str:
+        """Where a value was made, as the end of a reason; nothing where no operator made it."""
+        op = next((op for op in reversed(self.ops) if value in op.outputs), None)
+        return f": {op.where}" if op is not None else ""
 
     @cached_property
     def unread(self) -> tuple[str, ...]:
         """Keys of the parameters that no operator read, such as those of a head used only in training."""
-        return tuple(k for k, v in self.tensors.items() if v.index not in self._read and v.source == "parameter")
+        return tuple(k for k, v in self.tensors.items() if v.index not in self.readers and v.source == "parameter")
 
     @property
     def why_unread(self) -> str:
@@ -158,7 +169,7 @@ class Trace:
     def dangling(self) -> tuple[Value, ...]:
         """What no operator had read yet when the record ended early: code may hold it without a name."""
         made = [v for op in self.ops for v in op.outputs if v is not None]
-        return tuple(v for v in made if v.index not in self._read) if self.ended_by else ()
+        return tuple(v for v in made if v.index not in self.readers) if self.ended_by else ()
 
     @cached_property
     def essential(self) -> tuple[Op, ...]:

@@ -248,23 +248,30 @@ class Repairer:
         return equal(a, *others) if len(others) == 1 else quotient(a, *others)
 
     def _relations(self, failure: Failure) -> Iterator[tuple[Slot, ...]]:
-        """Places whose counts could explain a wrong axis, best first: equal ones, then quotients."""
+        """Places whose counts could explain a wrong axis, best first: equal ones, then quotients.
+
+        Those whose counts stay come last: what they explain could be chance, and it only keeps the axis whole.
+        """
         counts = probing_counts(self.graph)
         around = {id(s.dim): s for s in reversed(list(self._around(failure)))}
         known = list(reversed(around.values()))
-        wrong = sorted(failure.wrong or failure.near, key=lambda s: s.asked is None)
-        for a in with_parts(wrong):
-            for b in known:
-                fits = a.asked in (None, count(b.dim, counts))
-                if fits and b.dim.size == a.dim.size and self._relation((a.dim, b.dim)) is not None:
-                    yield a, b
-        for a in with_parts(wrong):
-            for b, c in itertools.permutations(known, 2):
-                if b.dim.size != a.dim.size * c.dim.size:
-                    continue
-                fits = a.asked in (None, count(b.dim, counts) // count(c.dim, counts))
-                if fits and self._relation((a.dim, c.dim, b.dim)) is not None:
-                    yield a, c, b
+        wrong = list(with_parts(sorted(failure.wrong or failure.near, key=lambda s: s.asked is None)))
+
+        def places() -> Iterator[tuple[Slot, ...]]:
+            for a in wrong:
+                for b in known:
+                    fits = a.asked in (None, count(b.dim, counts))
+                    if fits and b.dim.size == a.dim.size and self._relation((a.dim, b.dim)) is not None:
+                        yield a, b
+            for a in wrong:
+                for b, c in itertools.permutations(known, 2):
+                    if b.dim.size != a.dim.size * c.dim.size:
+                        continue
+                    fits = a.asked in (None, count(b.dim, counts) // count(c.dim, counts))
+                    if fits and self._relation((a.dim, c.dim, b.dim)) is not None:
+                        yield a, c, b
+
+        return iter(sorted(places(), key=lambda p: all(count(s.dim, counts) == s.dim.size for s in p[1:])))
 
     def _around(self, failure: Failure) -> Iterator[Slot]:
         """Axes and parts of axes at the failure and in its module, nearest first; frozen ones too."""

@@ -39,6 +39,7 @@ def test_architecture(name: str) -> None:
         "Gemma2ForCausalLM",  # one number counts the rotary halves of q and k, and the plain head width of v
         "RoFormerForMaskedLM",  # the same with interleaved rotary pairs
         "DebertaV2ForMaskedLM",  # a width enters the arithmetic as a tensor; a constant's value is read
+        "SegformerForSemanticSegmentation",  # installs hooks at its first forward, and remembers that it did
         pytest.param("GPTJForCausalLM", marks=pytest.mark.slow),  # rotary and plain channels in one head
         pytest.param("DeepseekV3ForCausalLM", marks=pytest.mark.slow),  # memory that nothing has written yet
     ],

@@ -40,7 +40,8 @@ def solve(trace: Trace, training: Trace | None = None) -> Solution:
     for value in trace.tensors.values():
         _add_tensor(solution, value)
     for value in trace.inputs:
-        solution.dims[value.index] = tuple(new(n, f"model input {value.key}") for n in value.shape)
+        why = f"model input {value.key}{trace.read_at(value)}"
+        solution.dims[value.index] = tuple(new(n, why) for n in value.shape)
     _run(solution)
     unread = set(trace.unread)
     if training is not None:
@@ -57,8 +58,10 @@ def _run(solution: Solution) -> None:
     rule = functools.cache(rule_of)  # rules may be registered between two solutions
     for op in solution.trace.ops:
         _apply_rule(solution, op, rule(op.target))
-    why = f"read by code that goes on by a learned value: {end}" if (end := solution.trace.ended_by) else "model output"
+    end = solution.trace.ended_by
     for value in (*solution.trace.outputs, *solution.trace.dangling):
+        made = f"model output{solution.trace.made_at(value)}"
+        why = f"read by code that goes on by a learned value: {end}" if end else made
         for dim in (*solution.dims[value.index], *filter(None, [solution.indexes.get(value.index)])):
             freeze(dim, why)
 
@@ -79,7 +82,8 @@ def _run_training(solution: Solution, training: Trace) -> None:
 def _add_tensor(solution: Solution, value: Value) -> None:
     # booleans select and multiply; where their places are taken as numbers, `nonzero` and `index` say so themselves
     whole = value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool
-    reason = None if whole else f"values of the {value.dtype} buffer {value.key} index something"
+    read_at = "" if whole else solution.trace.read_at(value)
+    reason = None if whole else f"values of the {value.dtype} buffer {value.key} index something{read_at}"
     dims = tuple(new(n, reason) for n in value.shape)
     solution.dims[value.index] = dims
     solution.weights.add(value.index)
