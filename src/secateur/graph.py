@@ -6,6 +6,7 @@ Later steps read it; the repair loop alone freezes and ties in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import secateur.dims.rules  # noqa: F401  registers the rules of operators
 from secateur.capture import capture
+from secateur.collecting import uncollected
 from secateur.dims.algebra import Leaf
 from secateur.dims.cost import Cost, CostModel
 from secateur.dims.groups import Group, build_groups
@@ -112,13 +114,14 @@ def trace(model: nn.Module, inputs: Inputs, *, is_fake: bool = True) -> Graph:
     >>> graph.cost({"0 features": 4})
     Cost(params=26, macs=20, size_bytes=104, activation_bytes=44, latency_ms=0.0)
     """
-    record = capture(model, inputs, is_fake=is_fake)
-    training, notes = None, []
-    if record.ended_by:
-        notes.append(f"the record ends at {record.ended_by}: the code goes on by a learned value")
-    if record.unread:
-        try:
-            training = capture(model, inputs, is_training=True)
-        except CaptureError as error:
-            notes.append(f"what only training uses is kept whole, since its forward can't be captured: {error}")
-    return Graph(record, solve(record, training), tuple(notes))
+    with uncollected() if is_fake else nullcontext():
+        record = capture(model, inputs, is_fake=is_fake)
+        training, notes = None, []
+        if record.ended_by:
+            notes.append(f"the record ends at {record.ended_by}: the code goes on by a learned value")
+        if record.unread:
+            try:
+                training = capture(model, inputs, is_training=True)
+            except CaptureError as error:
+                notes.append(f"what only training uses is kept whole, since its forward can't be captured: {error}")
+        return Graph(record, solve(record, training), tuple(notes))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from secateur.collecting import uncollected
 from secateur.errors import ConfigError
 from secateur.measure.modes import cpu_threads, device_of, eval_mode
 from secateur.measure.runtimes import RUNTIMES, Call
@@ -202,15 +203,9 @@ def time_ms(call: Call, device: torch.device, clock: Callable[[], int] = time.pe
 @contextmanager
 def quiet_machine(n_threads: int | None) -> Iterator[None]:
     """Set the thread count, hold the garbage collector back and record no gradients, for a while."""
-    was_collecting = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
-        with cpu_threads(n_threads), torch.inference_mode():
-            yield
-    finally:
-        if was_collecting:
-            gc.enable()
+    with uncollected(), cpu_threads(n_threads), torch.inference_mode():
+        yield
 
 
 def _synchronise(device: torch.device) -> None:
