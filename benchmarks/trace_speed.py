@@ -1,9 +1,10 @@
 """Time to find what must shrink together: `secateur.trace` against Torch-Pruning's dependency graph, in one run.
 
 Both start from the same model on the CPU and the same example input, each in a process of its own, so that neither
-warms the other up. The processes take turns, call by call, so that a slow minute of the machine slows all of them, and
-the medians are kept. Times are processor time of the tool's own process, which runs one thread; the clock is written
-down too. Each tool is timed twice: `trace(model, x)` against building the peer's graph, which tells how neighbouring
+warms the other up. The processes take turns, so that a slow minute of the machine slows all of them; in its turn each
+makes one call that isn't counted, since the others had the caches, then some that are, of which medians are kept.
+Times are processor time of the tool's own process, which runs one thread; the clock is written down too.
+Each tool is timed twice: `trace(model, x)` against building the peer's graph, which tells how neighbouring
 layers hang together; and both with the list of groups, which tells what must shrink together.
 """
 
@@ -45,14 +46,16 @@ def call(name: str, tool: str) -> Callable[[], Any]:
 
 
 def serve(name: str, tool: str, threads: int, pipe: Any) -> None:
-    """Make one call whenever asked, and answer with its (processor time, time on the clock)."""
+    """Make as many calls as asked for, and answer with the (processor time, time on the clock) of each."""
     torch.set_num_threads(threads)
     run = call(name, tool)
     while True:
-        pipe.recv()
-        start, clock = time.process_time(), time.perf_counter()
-        run()
-        pipe.send((time.process_time() - start, time.perf_counter() - clock))
+        times = []
+        for _ in range(pipe.recv()):
+            start, clock = time.process_time(), time.perf_counter()
+            run()
+            times.append((time.process_time() - start, time.perf_counter() - clock))
+        pipe.send(times)
 
 
 class Worker:
@@ -65,17 +68,17 @@ class Worker:
         self.process.start()
         there.close()
         self.timeout = timeout
-        self.times: list[tuple[float, float]] = []
 
-    def turn(self) -> None:
+    def turn(self, n_calls: int) -> list[tuple[float, float]]:
+        """Times of some calls; none where they took longer than the limit, now or before."""
         try:
-            self.pipe.send(None)
+            self.pipe.send(n_calls)
             if self.pipe.poll(self.timeout):
-                self.times.append(self.pipe.recv())
-                return
+                return self.pipe.recv()
         except (EOFError, BrokenPipeError):
             pass
         self.end()
+        return []
 
     def end(self) -> None:
         self.process.kill()
@@ -85,22 +88,26 @@ class Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, help="names of torchvision models")
-    parser.add_argument("--repeats", type=int, default=15, help="counted calls after the first one")
+    parser.add_argument("--turns", type=int, default=4, help="of each process")
+    parser.add_argument("--repeats", type=int, default=7, help="counted calls of a turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one tool on one model")
     parser.add_argument("--output", default="trace_speed", help="name of the files in results/")
     args = parser.parse_args()
     rows = []
     for name in args.models:
-        row: dict[str, Any] = {"model": name, "threads": args.threads, "repeats": args.repeats}
+        row: dict[str, Any] = {"model": name, "threads": args.threads, "turns": args.turns, "repeats": args.repeats}
         workers = {tool: Worker(name, tool, args.threads, args.timeout) for tool in TOOLS}
-        for _ in range(args.repeats + 1):
-            for worker in workers.values():
-                worker.turn()
+        firsts = {tool: worker.turn(1) for tool, worker in workers.items()}
+        times: dict[str, list[tuple[float, float]]] = {tool: [] for tool in TOOLS}
+        for _ in range(args.turns):
+            for tool, worker in workers.items():
+                times[tool] += worker.turn(1 + args.repeats)[1:]
         for tool, worker in workers.items():
             worker.end()
-            first, *others = worker.times or [(None, None)]
-            row[f"{tool} first s"] = first[0]
+            others = times[tool]
+            row[f"{tool} first s"] = firsts[tool][0][0] if firsts[tool] else None
+            row[f"{tool} best s"] = min(cpu for cpu, _ in others) if others else None
             row[f"{tool} median s"] = statistics.median(cpu for cpu, _ in others) if others else None
             row[f"{tool} max s"] = max(cpu for cpu, _ in others) if others else None
             row[f"{tool} median on the clock s"] = statistics.median(clock for _, clock in others) if others else None
