@@ -47,7 +47,7 @@ def plain_forward(model: nn.Module, *, is_training: bool = False) -> Iterator[No
 
 
 _HOLDERS = {dict, list, set, OrderedDict}
-_State = tuple[dict[str, Any], dict[str, Any], list[tuple[Any, Any]]]
+_State = tuple[dict[str, Any], dict[str, Any], list[Any], list[tuple[Any, Any]]]
 
 
 def _state(module: nn.Module) -> _State:
@@ -56,17 +56,20 @@ def _state(module: nn.Module) -> _State:
     That may be hooks, too: Transformers installs some at the first call, and remembers that it did.
     """
     attributes = vars(module)
-    contents = [(held, held.copy() if held else None) for held in attributes.values() if type(held) in _HOLDERS]
-    return attributes, attributes.copy(), contents
+    holders = [held for held in attributes.values() if type(held) in _HOLDERS]
+    return attributes, attributes.copy(), holders, [(held, held.copy()) for held in holders if held]
 
 
-def _restore(attributes: dict[str, Any], before: dict[str, Any], contents: list[tuple[Any, Any]]) -> None:
+def _restore(
+    attributes: dict[str, Any], before: dict[str, Any], holders: list[Any], full: list[tuple[Any, Any]]
+) -> None:
     attributes.clear()
     attributes.update(before)
-    for held, content in contents:
-        if held or content:
+    for held in holders:
+        if held:
             held.clear()
-            held.extend(content or ()) if type(held) is list else held.update(content or ())
+    for held, content in full:
+        held.extend(content) if type(held) is list else held.update(content)
 
 
 def _plain_rnn(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:

@@ -147,6 +147,8 @@ class Node:
 
     def equate(self, a: Dim, b: Dim) -> None:
         """State that two axes are the same, index by index. Where no alignment exists, both are frozen."""
+        if a is b or (type(b) is Leaf and b.bound is a):
+            return
         try:
             unify(a, b)
         except AlignError as error:

@@ -81,22 +81,23 @@ def _run_training(solution: Solution, training: Trace) -> None:
 
 def _add_tensor(solution: Solution, value: Value) -> None:
     # booleans select and multiply; where their places are taken as numbers, `nonzero` and `index` say so themselves
-    whole = value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool
-    read_at = "" if whole else solution.trace.read_at(value)
-    reason = None if whole else f"values of the {value.dtype} buffer {value.key} index something{read_at}"
-    dims = tuple(new(n, reason) for n in value.shape)
-    solution.dims[value.index] = dims
-    solution.weights.add(value.index)
-    for axis, dim in enumerate(dims):
-        if isinstance(dim, Leaf):
+    kind, reason = value.dtype, None
+    if not (kind.is_floating_point or kind == torch.bool or kind.is_complex) and value.shape:
+        reason = f"values of the {kind} buffer {value.key} index something{solution.trace.read_at(value)}"
+    dims = []
+    for axis, n in enumerate(value.shape):
+        dims.append(dim := new(n, reason))
+        if n != 1:
             solution.owners[id(dim)] = (value.key, axis)
+    solution.dims[value.index] = tuple(dims)
+    solution.weights.add(value.index)
 
 
 def _apply_rule(solution: Solution, op: Op, rule: Rule | None) -> None:
     node = Node(solution, op)
     tensors: list[Axes] = []
     args = [a if type(a) in PLAIN else _wrap(node, tensors, a, i) for i, a in enumerate(op.args)]
-    kwargs = {k: a if type(a) in PLAIN else _wrap(node, tensors, a, k) for k, a in op.kwargs.items()}
+    kwargs = op.kwargs and {k: a if type(a) in PLAIN else _wrap(node, tensors, a, k) for k, a in op.kwargs.items()}
     try:
         if rule is None:
             raise UnsupportedOpError("unknown operator")
@@ -108,7 +109,8 @@ def _apply_rule(solution: Solution, op: Op, rule: Rule | None) -> None:
         node.results = []
         solution.unknown.append(op)
     _set_outputs(node, tensors)
-    _follow_indices(node, tensors)
+    if solution.indexes:
+        _follow_indices(node, tensors)
 
 
 def _wrap(node: Node, tensors: list[Axes], arg: Any, position: Position = -1) -> Any:
@@ -129,7 +131,7 @@ def _wrap(node: Node, tensors: list[Axes], arg: Any, position: Position = -1) ->
 def _follow_indices(node: Node, tensors: list[Axes]) -> None:
     """Index tensors stay what they are through views; where their numbers are used otherwise, their dim is fixed."""
     indexes = node.solution.indexes
-    for t in tensors if indexes else ():
+    for t in tensors:
         dim = indexes.get(t.value.index)
         if dim is None or t.value.index in node.taken:
             continue

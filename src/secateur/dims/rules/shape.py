@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from secateur.dims.algebra import ONE, AlignError, Dim, cat, factor, prod, split
+from secateur.dims.algebra import ONE, AlignError, Dim, cat, factor, find, prod, split
 from secateur.dims.rule import OP_RULES, Axes, Node
 
 aten = torch.ops.aten
@@ -224,11 +224,11 @@ def concatenate(op: Node, tensors: list[Axes], dim: int = 0) -> None:
     used = [t for t in tensors if t.shape != (0,)]
     first, *others = used
     dim %= len(first)
+    dims = [find(d) for d in first]  # that others were equated with before
     for t in others:
         for i, d in enumerate(t.dims):
             if i != dim:
-                op.equate(first[i], d)
-    dims = list(first)
+                op.equate(dims[i], d)
     dims[dim] = cat(t[dim] for t in used)
     op.out(*dims)
 
