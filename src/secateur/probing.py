@@ -11,17 +11,21 @@ from secateur.dims.algebra import Leaf
 from secateur.graph import Graph
 
 _FRACTIONS = (0.5, 0.75, 0.6, 0.9, 0.55, 0.8, 0.7, 0.65)
+_NEXT = 3  # fractions further for each turn
 
 
-def probing_counts(graph: Graph) -> dict[Leaf, int]:
-    """Widths to probe with: different fractions, so that few dims are confused; tied dims keep the same one."""
-    fractions = itertools.cycle(_FRACTIONS)
+def probing_counts(graph: Graph, turn: int = 0) -> dict[Leaf, int]:
+    """Widths to probe with: different fractions, so that few dims are confused; tied dims keep the same one.
+
+    Each `turn` deals the fractions out anew: what one set of widths hides by chance, another shows.
+    """
+    fractions = itertools.islice(itertools.cycle(_FRACTIONS), turn * _NEXT, None)
     return _spread((tied, step, max(1, int(step * next(fractions)))) for tied, step in _tied(graph))
 
 
-def telling_counts(graph: Graph) -> dict[Leaf, int]:
+def telling_counts(graph: Graph, turn: int = 0) -> dict[Leaf, int]:
     """Widths that differ for dims of one size to which `probing_counts` gives the same."""
-    first, seen = probing_counts(graph), Counter[tuple[int, int]]()
+    first, seen = probing_counts(graph, turn), Counter[tuple[int, int]]()
 
     def widths() -> Iterator[tuple[list[Leaf], int, int]]:
         for tied, step in _tied(graph):

@@ -45,6 +45,7 @@ class Repairer:
     graph: Graph
     bindings: list[Binding] = field(default_factory=list)
     inside: dict[str, dict[int, int]] = field(default_factory=dict)  # see `_under`
+    turn: int = 0  # of the probing widths
 
     @cached_property
     def bones(self) -> Skeleton:
@@ -52,10 +53,29 @@ class Repairer:
         return Skeleton(self.model)
 
     def run(self) -> None:
-        """Bind, relate or freeze until a capture is as predicted."""
-        while (failure := self.attempt(self.bindings)) is not None:
-            if not (self._bind(failure) or self._relate(failure)):
+        """Bind, relate or freeze until a capture is as predicted.
+
+        Under some widths chance hides what helps: 15 // 4 may be the width that 20 // 4 has, so that the right number
+        shows no progress. So nothing is frozen before other widths were tried, and these don't have the last word.
+        """
+        while (failure := self._failure()) is not None:
+            if self._explain(failure):
+                continue
+            self.turn ^= 1
+            other = self.attempt(self.bindings)
+            if other is None or not self._explain(other):
+                self.turn ^= 1
                 self._freeze(failure)
+
+    def _failure(self) -> Failure | None:
+        failure = self.attempt(self.bindings)
+        if failure is None and self.turn:
+            self.turn = 0
+            failure = self.attempt(self.bindings)
+        return failure
+
+    def _explain(self, failure: Failure) -> bool:
+        return self._bind(failure) or self._relate(failure)
 
     def reject(self, counts: Mapping[str, int]) -> bool:
         """Try the counts that an allocation chose. Where they fail, freeze what is to blame and return True."""
@@ -79,7 +99,7 @@ class Repairer:
 
     def attempt(self, bindings: Iterable[Binding], counts: Mapping[Leaf, int] | None = None) -> Failure | None:
         """Capture a skeleton of these widths, or of probing ones; None where it is as predicted."""
-        counts = probing_counts(self.graph) if counts is None else counts
+        counts = probing_counts(self.graph, self.turn) if counts is None else counts
         if not counts:
             return None
         solution = self.graph.solution
@@ -149,7 +169,7 @@ class Repairer:
         self, option: list[tuple[Binding, Slot]], candidates: list[tuple[Binding, Slot]]
     ) -> list[tuple[Binding, Slot]]:
         """Of dims of one size that are also probed with one, those that the numbers count under other widths too."""
-        first, second = probing_counts(self.graph), telling_counts(self.graph)
+        first, second = probing_counts(self.graph, self.turn), telling_counts(self.graph, self.turn)
 
         def widths(binding: Binding) -> tuple[str, int, int]:
             return binding.path, count(binding.dim, first), count(binding.dim, second)
@@ -181,7 +201,7 @@ class Repairer:
         yield from dict.fromkeys(scopes)
 
     def _candidates(self, failure: Failure, scope: str) -> list[tuple[Binding, Slot]]:
-        counts = probing_counts(self.graph)
+        counts = probing_counts(self.graph, self.turn)
         bound = {(b.fqn, b.path) for b in self.bindings}
         found: dict[tuple[str, int], tuple[Binding, Slot]] = {}
         for path, value in own_numbers(self.model.get_submodule(scope)):
@@ -252,7 +272,7 @@ class Repairer:
 
         Those whose counts stay come last: what they explain could be chance, and it only keeps the axis whole.
         """
-        counts = probing_counts(self.graph)
+        counts = probing_counts(self.graph, self.turn)
         around = {id(s.dim): s for s in reversed(list(self._around(failure)))}
         known = list(reversed(around.values()))
         wrong = list(with_parts(sorted(failure.wrong or failure.near, key=lambda s: s.asked is None)))
@@ -306,7 +326,7 @@ class Repairer:
 
     def _to_blame(self, failure: Failure) -> Iterator[Iterable[tuple[Leaf, ...]]]:
         """Wider and wider circles around a failure; the last one is the whole network. What is alike goes together."""
-        counts = probing_counts(self.graph)
+        counts = probing_counts(self.graph, self.turn)
         yield self._blocks(failure, [*failure.wrong, *failure.near])
         for scope in self._scopes(failure):
             slots = (s for index in self._under(scope) for s in self._slots(self.graph.trace.ops[index], counts))

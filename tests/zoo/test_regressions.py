@@ -165,3 +165,29 @@ def test_dims_that_are_probed_alike_are_told_apart() -> None:
     assert (inner["heads"], inner["parts"], inner["rope"]) == (heads, parts, rope)
     counts = probing_counts(graph)
     assert count(heads, counts) == count(rope, counts)
+
+
+class HeadsOfFive(nn.Module):
+    """20 channels in 4 heads: at the first probing widths, 15 // 4 is the 3 that heads of 5 are probed with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.embed, self.query = nn.Linear(3, 20), nn.Linear(20, 20)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.out, self.last = nn.Linear(20, 20), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        n, length, channels = y.shape
+        q = self.query(y).view(n, length, self.heads, channels // self.heads).transpose(1, 2)
+        return self.last(self.out((q * self.scale).transpose(1, 2).reshape(n, length, -1)))
+
+
+def test_what_one_set_of_widths_hides_by_chance_another_shows() -> None:
+    torch.manual_seed(0)
+    model, x = HeadsOfFive(), torch.randn(2, 10, 3)
+    plan = secateur.plan(model, x, Budget(width=0.5), PruneConfig(criterion="random"))
+    assert not [why for _, why in plan.skipped if why.startswith("no number or equation")]
+    assert plan.cost_after.params < 0.3 * plan.cost_before.params
+    assert secateur.verify(model, secateur.apply(model, plan), plan, x).is_ok
