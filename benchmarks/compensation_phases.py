@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50", help="name of a torchvision classifier")
     parser.add_argument("--samples", type=int, default=64, help="calibration images")
+    parser.add_argument("--probe", type=int, default=16, help="of these, to measure errors on; at least a batch")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224, help="pixels along each side")
     parser.add_argument("--macs", type=float, default=0.5, help="what may be kept")
@@ -61,12 +62,14 @@ def main() -> None:
     model = torchvision.models.get_model(args.model, weights=None).eval()
     batches = list(torch.randn(args.samples, 3, args.size, args.size).split(args.batch))
     x = batches[0][:1]
-    config = PruneConfig(criterion=Elimination(n_probe=args.samples), method=Lagrangian(), seed=args.seed)
+    config = PruneConfig(criterion=Elimination(n_probe=args.probe), method=Lagrangian(), seed=args.seed)
     phases = Phases({**vars(args), "machine": machine("torchvision")})
 
     graph = phases("capture", lambda: secateur.trace(model, x))
     repairer = phases("repair", lambda: repair(model, x, graph))
-    found = phases("score", lambda: config.criterion.curves(model, batches))
+    order = Elimination(levels=())  # by the elimination's own errors alone
+    phases("score: Gram matrices and elimination", lambda: order.curves(model, batches))
+    found = phases("score: the same, and errors measured", lambda: config.criterion.curves(model, batches))
     others = {
         g.name: found.skipped.get(g.name, "has no error curve") for g in graph.prunable if g.name not in found.curves
     }
