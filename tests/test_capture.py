@@ -92,6 +92,7 @@ class _Hooked(nn.Module):
         self.layer = nn.Linear(6, 6)
         self.is_hooked = False
         self.seen = set()
+        self.size = self.stride = [2, 2]
 
     def forward(self, x):
         found = []
@@ -109,6 +110,8 @@ def test_hooks_of_a_first_forward_do_not_stay_without_what_remembers_them():
     assert secateur.trace(model, X).trace.outputs[0].shape == (1, *X.shape)
     assert not model.layer._forward_hooks
     assert not model.seen
+    assert model.size is model.stride
+    assert model.size == [2, 2]
     assert model(X).shape == (1, *X.shape)
 
 

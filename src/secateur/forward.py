@@ -69,6 +69,7 @@ def _restore(
         if held:
             held.clear()
     for held, content in full:
+        held.clear()  # two attributes may hold one list
         held.extend(content) if type(held) is list else held.update(content)
 
 
