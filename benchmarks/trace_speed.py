@@ -11,6 +11,7 @@ layers hang together; and both with the list of groups, which tells what must sh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing as mp
 import statistics
 import time
@@ -71,12 +72,10 @@ class Worker:
 
     def turn(self, n_calls: int) -> list[tuple[float, float]]:
         """Times of some calls; none where they took longer than the limit, now or before."""
-        try:
+        with contextlib.suppress(EOFError, BrokenPipeError):  # it has ended
             self.pipe.send(n_calls)
             if self.pipe.poll(self.timeout):
                 return self.pipe.recv()
-        except (EOFError, BrokenPipeError):
-            pass
         self.end()
         return []
 

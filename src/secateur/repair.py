@@ -90,6 +90,10 @@ class Repairer:
             self._freeze(failure, chosen)
         return failure is not None
 
+    def _widths(self) -> dict[Leaf, int]:
+        """Those to probe with now."""
+        return probing_counts(self.graph, self.turn)
+
     def _below_minimum(self, counts: Mapping[str, int]) -> dict[Leaf, int]:
         least: dict[Leaf, int] = {}
         for leaf, n in self.graph.solution.minimum.items():
@@ -99,7 +103,7 @@ class Repairer:
 
     def attempt(self, bindings: Iterable[Binding], counts: Mapping[Leaf, int] | None = None) -> Failure | None:
         """Capture a skeleton of these widths, or of probing ones; None where it is as predicted."""
-        counts = probing_counts(self.graph, self.turn) if counts is None else counts
+        counts = self._widths() if counts is None else counts
         if not counts:
             return None
         solution = self.graph.solution
@@ -169,7 +173,7 @@ class Repairer:
         self, option: list[tuple[Binding, Slot]], candidates: list[tuple[Binding, Slot]]
     ) -> list[tuple[Binding, Slot]]:
         """Of dims of one size that are also probed with one, those that the numbers count under other widths too."""
-        first, second = probing_counts(self.graph, self.turn), telling_counts(self.graph, self.turn)
+        first, second = self._widths(), telling_counts(self.graph, self.turn)
 
         def widths(binding: Binding) -> tuple[str, int, int]:
             return binding.path, count(binding.dim, first), count(binding.dim, second)
@@ -201,7 +205,7 @@ class Repairer:
         yield from dict.fromkeys(scopes)
 
     def _candidates(self, failure: Failure, scope: str) -> list[tuple[Binding, Slot]]:
-        counts = probing_counts(self.graph, self.turn)
+        counts = self._widths()
         bound = {(b.fqn, b.path) for b in self.bindings}
         found: dict[tuple[str, int], tuple[Binding, Slot]] = {}
         for path, value in own_numbers(self.model.get_submodule(scope)):
@@ -247,7 +251,7 @@ class Repairer:
 
     def _relate(self, failure: Failure) -> bool:
         """Explain an axis by a relation of counts that the code imposes, here and in alike modules."""
-        for places in itertools.islice(self._relations(failure), _MAX_TRIALS):
+        for places in self._relations(failure)[:_MAX_TRIALS]:
             found = [self._relation(tuple(s.dim for s in places))]
             for twin in self._twins(failure.fqn):
                 dims = tuple(self._at(failure.fqn, twin, s) for s in places)
@@ -267,12 +271,12 @@ class Repairer:
         a, *others = (d for d in dims if d is not None)
         return equal(a, *others) if len(others) == 1 else quotient(a, *others)
 
-    def _relations(self, failure: Failure) -> Iterator[tuple[Slot, ...]]:
+    def _relations(self, failure: Failure) -> list[tuple[Slot, ...]]:
         """Places whose counts could explain a wrong axis, best first: equal ones, then quotients.
 
         Those whose counts stay come last: what they explain could be chance, and it only keeps the axis whole.
         """
-        counts = probing_counts(self.graph, self.turn)
+        counts = self._widths()
         around = {id(s.dim): s for s in reversed(list(self._around(failure)))}
         known = list(reversed(around.values()))
         wrong = list(with_parts(sorted(failure.wrong or failure.near, key=lambda s: s.asked is None)))
@@ -291,7 +295,7 @@ class Repairer:
                     if fits and self._relation((a.dim, c.dim, b.dim)) is not None:
                         yield a, c, b
 
-        return iter(sorted(places(), key=lambda p: all(count(s.dim, counts) == s.dim.size for s in p[1:])))
+        return sorted(places(), key=lambda p: all(count(s.dim, counts) == s.dim.size for s in p[1:]))
 
     def _around(self, failure: Failure) -> Iterator[Slot]:
         """Axes and parts of axes at the failure and in its module, nearest first; frozen ones too."""
@@ -326,7 +330,7 @@ class Repairer:
 
     def _to_blame(self, failure: Failure) -> Iterator[Iterable[tuple[Leaf, ...]]]:
         """Wider and wider circles around a failure; the last one is the whole network. What is alike goes together."""
-        counts = probing_counts(self.graph, self.turn)
+        counts = self._widths()
         yield self._blocks(failure, [*failure.wrong, *failure.near])
         for scope in self._scopes(failure):
             slots = (s for index in self._under(scope) for s in self._slots(self.graph.trace.ops[index], counts))
