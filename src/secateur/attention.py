@@ -16,21 +16,21 @@ from torch.nn import functional as F
 from torch.overrides import has_torch_function
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-_torchs = F.scaled_dot_product_attention
+TORCHS = F.scaled_dot_product_attention
 _library = torch.library.Library("secateur", "DEF")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None, float dropout_p=0.,"
     " bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"
 )
-_library.impl("attention", _torchs, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("secateur::attention", _torchs, lib=_library)
+_library.impl("attention", TORCHS, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("secateur::attention", TORCHS, lib=_library)
 ATTENTION = torch.ops.secateur.attention.default
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
     query, key, value, attn_mask, *rest = inputs
     ctx.save_for_backward(query, key, value, attn_mask)
-    ctx.call = lambda *tensors: _torchs(*tensors, *rest, **keyword_only_inputs)
+    ctx.call = lambda *tensors: TORCHS(*tensors, *rest, **keyword_only_inputs)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -45,7 +45,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("secateur::attention", _backward, setup_context=_remember, lib=_library)
 
 
-def _attend(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -58,7 +58,7 @@ def _attend(
 ) -> Tensor:
     """`scaled_dot_product_attention`, as one operator where one is watched for."""
     is_watched = _get_current_dispatch_mode() is not None and not has_torch_function((query, key, value, attn_mask))
-    call = ATTENTION if is_watched else _torchs
+    call = ATTENTION if is_watched else TORCHS
     is_shared = enable_gqa and query.shape[-3:-2] != key.shape[-3:-2]  # a flag that changes nothing is left out
     return call(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=is_shared)
 
@@ -67,7 +67,7 @@ def _attend(
 def one_attention() -> Iterator[None]:
     """Let code that calls torch's attention, or a module of torch that does, call `secateur::attention` inside."""
     before = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _attend  # type: ignore[assignment]
+    F.scaled_dot_product_attention = attend  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, MutableMapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from secateur import choices
+from secateur import choices, repeats
 from secateur.choices import Undecided
 from secateur.errors import CaptureError, first_line
 from secateur.forward import plain_forward, quiet
@@ -36,6 +37,7 @@ from secateur.record import (
     parts,
     settle,
 )
+from secateur.repeats import Repeats
 from secateur.shadows import Shadows
 from secateur.tensors import Identities, Inputs, as_call, named_tensors, on_device, skeleton, tensors_in
 from secateur.twins import Twin, map_tensors, run, twin
@@ -89,7 +91,7 @@ def capture(
     args, kwargs = pytree.tree_map_only(Tensor, recorder.add_input, (args, kwargs))
     with plain_forward(model, is_training=is_training):
         try:
-            with recorder, quiet():
+            with recorder, Repeats(recorder) if is_fake and watch is None else nullcontext(), quiet():
                 result = model(*args, **kwargs)
         except Undecided as end:
             result = end.tensors
@@ -123,7 +125,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kind = type(model).__name__
         self.is_fake = is_fake
         self.watch = watch
-        self.places = Places(model, __file__)
+        self.places = Places(model, __file__, repeats.__file__)
         self.shadows = Shadows(is_fake)
         self.ended_by = ""
         self.ops: list[Op] = []
@@ -214,7 +216,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 seen.append(a)
             elif isinstance(a, Tensor):
                 if (value := self.values.get(a)) is None:
-                    a = self._enter(a)
+                    a = self.enter(a)
                     value = self._value_of(a)
                 taken.append(a)
                 seen.append(value)
@@ -234,7 +236,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _as_twin(self, tensor: Tensor) -> Tensor:
         return twin(tensor) if self.is_fake and type(tensor) is not Twin else tensor
 
-    def _enter(self, tensor: Tensor) -> Tensor:
+    def enter(self, tensor: Tensor) -> Tensor:
         """The twin of a tensor that has no value: one of the model, a constant, or what code made of neither."""
         if (mine := self.twins.get(tensor)) is not None:
             return mine  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ from secateur.tensors import modules_of
 
 _TORCH = f"{Path(torch.__file__).parent}/"
 _TORCH_NN = f"{_TORCH}nn/"
+INSIDE = "torch/"  # how a line starts that is torch's own
 _CALL = nn.Module._call_impl.__code__  # runs hooks and forward of a module, whose `self` it is
 
 
@@ -84,4 +85,4 @@ class Places:
 
 
 def _spell(name: str, line: int) -> str:
-    return f"torch/{name[len(_TORCH) :]}:{line}" if name.startswith(_TORCH) else f"{Path(name).name}:{line}"
+    return f"{INSIDE}{name[len(_TORCH) :]}:{line}" if name.startswith(_TORCH) else f"{Path(name).name}:{line}"

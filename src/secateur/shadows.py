@@ -31,6 +31,7 @@ class Shadows:
     def __init__(self, is_fake: bool) -> None:
         self.is_fake = is_fake
         self.values = Identities()
+        self.n_changes = 0  # how often something became known or unknown
         self._borrowed: set[int] = set()  # ids of tensors whose value is the user's own tensor
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -40,6 +41,7 @@ class Shadows:
         """Give a constant or an input its value."""
         if value.is_meta or isinstance(value, Twin) or value.numel() > _LIMIT:
             return
+        self.n_changes += 1
         self.values[tensor] = value
         if self.is_fake:
             self._borrowed.add(id(tensor))
@@ -47,6 +49,7 @@ class Shadows:
     def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Compute an operator on shadows, if all its tensors have one."""
         if self.is_fake and func in _UNIFORM and out.numel() <= _LIMIT:  # layer drop in training: nothing is dropped
+            self.n_changes += 1
             with unset_fake_temporarily():
                 self.values[out] = torch.full(out.shape, 0.999, dtype=out.dtype)
             return
@@ -56,6 +59,7 @@ class Shadows:
             return
         if sum(t.numel() for t in _outputs(out)) > _LIMIT:
             return
+        self.n_changes += 1
         result = self._run(func, args, kwargs) if self.is_fake else out
         for t, value in zip(parts(out), parts(result), strict=True):
             if isinstance(t, Tensor):  # twins leave out what a batch norm saves
@@ -87,6 +91,7 @@ class Shadows:
     def _forget(self, written: list[Tensor]) -> None:
         """Something without a shadow was written into these: they and all views of them are unknown now."""
         lost = {self.values[t].untyped_storage().data_ptr() for t in written if t in self.values}
+        self.n_changes += len(lost)
         for t, value in list(self.values.items()) if lost else ():
             if value.untyped_storage().data_ptr() in lost:
                 del self.values[t]
@@ -106,6 +111,7 @@ class Shadows:
         return out
 
     def _twins(self, result: Any) -> Any:
+        self.n_changes += 1
         twins = [twin(t) for t in _outputs(result)]
         self.values.update(zip(twins, _outputs(result), strict=True))
         return type(result)(twins) if isinstance(result, tuple | list) else twins[0] if twins else result

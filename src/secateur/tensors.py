@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -118,9 +117,16 @@ def module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList | nn.Sequent
 HELD_BY_ALL = frozenset(vars(nn.Module()))  # what torch gives every module, nothing of the model's
 
 
-@functools.cache
-def _is_tensor(kind: type) -> bool:
-    return issubclass(kind, Tensor)
+_OTHERS: set[type] = set()  # kinds of attributes that are no tensors: a set looks at many at once
+
+
+def _holds_tensor(module: nn.Module) -> bool:
+    """True where a module may hold a tensor as a plain attribute."""
+    held = vars(module).values()
+    if _OTHERS.issuperset(map(type, held)):
+        return False
+    _OTHERS.update(kind for kind in map(type, held) if not issubclass(kind, Tensor))
+    return not _OTHERS.issuperset(map(type, held))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -143,7 +149,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 buffers[start + name] = buffer
-        if any(map(_is_tensor, map(type, vars(module).values()))):
+        if _holds_tensor(module):
             for name, held in vars(module).items():
                 if isinstance(held, Tensor):
                     attributes[start + name] = held

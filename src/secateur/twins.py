@@ -68,6 +68,10 @@ class Twin(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return run(func, args, kwargs or {})
 
+    def dim(self) -> int:
+        """Asked for by many modules: torch's own goes through its function modes."""
+        return len(self.form.shape)
+
     def tolist(self) -> Any:
         """Element by element, as code that reads values is answered for each."""
         return self.item() if self.dim() == 0 else [row.tolist() for row in self]

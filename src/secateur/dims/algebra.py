@@ -143,7 +143,9 @@ def unify(a: Dim, b: Dim) -> None:
     >>> y = Leaf(12); unify(y, prod([heads, head_dim])); unify(y, prod([Leaf(6), Leaf(2)])); find(y)
     Prod[3, 2, 2]
     """
-    if a is b or (a := find(a)) is (b := find(b)):
+    if not (type(a) is type(b) is Leaf and a.bound is b.bound is None):  # most are two leaves as they are
+        a, b = find(a), find(b)
+    if a is b:
         return
     if a.size != b.size:
         raise AlignError(f"{a} and {b} differ in size")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from secateur.dims.algebra import AlignError, Dim, Leaf, find, freeze, leaves, new, unify
+from secateur.dims.algebra import ONE, AlignError, Dim, Leaf, find, freeze, leaves, new, unify
 from secateur.record import Op, Trace, Value
 from secateur.registry import Registry
 
@@ -55,7 +55,7 @@ class Axes:
         return self.value.shape
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)  # as `record.Value`: many are made
 class Read:
     """An operator mixes the indices of a dim: it sums, averages or takes the maximum over `args[position]`'s `axis`.
 
@@ -158,6 +158,8 @@ class Node:
 
     def freeze(self, dim: Dim, why: str) -> None:
         """Make an axis keep its size and order."""
+        if dim is ONE or (type(dim) is Leaf and dim.bound is None and dim.frozen is not None):
+            return
         if any(leaf.frozen is None for leaf in leaves(dim)):
             freeze(dim, self.reason(why))
 

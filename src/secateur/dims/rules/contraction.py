@@ -122,10 +122,13 @@ def convolve(
         channels = prod([group, weight[1]])
         op.macs(x[0], x[1], weight[1], *x.dims[2:], *weight.dims[2:])
     else:
-        op.equate(weight[0], prod([group, op.new(weight[0].size // groups)]))
         channels = weight[0]
-        op.contract(x, 1, Axes(weight.value, (weight[0], prod([group, weight[1]]), *weight.dims[2:])), 1)
+        if groups > 1:
+            op.equate(channels, prod([group, op.new(channels.size // groups)]))
+        op.reads_weight(x, 1)
         op.reads_weight(weight, 1)
+        op.read(x, 1)
+        op.equate(x[1], prod([group, weight[1]]))
     if bias is not None:
         op.role(bias, "bias")
         op.equate(bias[0], channels)
