@@ -17,9 +17,8 @@ from torch import nn
 
 import secateur
 from cifar_resnet import guided, load_split, load_weights
-from no_training import EXAMPLE, Table, draw, elimination, peers
+from no_training import EXAMPLE, Table, compensate, draw, elimination, peers
 from rows import machine, read_rows, write_rows
-from secateur.compensation import compensate_
 from secateur.measure import evaluate
 from secateur.models import CifarResNet
 from secateur.steps import Context
@@ -46,8 +45,8 @@ def pruned(method: str, dense: nn.Module, x: torch.Tensor, y: torch.Tensor, kept
     if method == "from scratch":
         return narrow(int(kept * macs(dense)))
     if method == "compensation":
-        plan, small, batches = elimination(dense, x, kept, seed)
-        compensate_(dense, small, plan, batches)
+        plan, small, _ = elimination(dense, x, kept, seed)
+        compensate(dense, small, plan, x, seed)
         return small
     return peers(dense, x, y, kept, seed)[method]()
 

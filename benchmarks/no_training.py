@@ -2,8 +2,9 @@
 
 Needs the weights (`resnet56-4bfd9763.th`, `resnet20-12fca82f.th` of akamaster/pytorch_resnet_cifar10) and CIFAR-10 as
 one npz with x_train, y_train, x_val, y_val (uint8, NHWC). Calibration: `--samples` unlabelled training images (a new
-draw for each seed) and, for compensation, their mirror images; Taylor's gradients take their labels. Settings are the
-library's defaults. Accuracy is top-1 on all of x_val, which nothing here chooses by. Rows that are there are kept.
+draw for each seed) and, for compensation, what is made of them (`views`); Taylor's gradients take their labels.
+Settings are the library's defaults but for `FIT`. Accuracy is top-1 on all of x_val, which nothing here chooses by.
+Rows that are there are kept.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from cifar_resnet import load_split, load_weights
 from rows import machine, read_rows, write_rows
 from secateur import Budget, PruneConfig
 from secateur.allocate import Lagrangian
-from secateur.compensation import CompensateConfig, compensate_, reestimate_norms_
+from secateur.compensation import CompensateConfig, ReconstructConfig, compensate_, reestimate_norms_
 from secateur.criteria import Elimination
 from secateur.data import ArrayDataset
 from secateur.measure import evaluate
+from secateur.train.augment import ShiftFlip
 
 COLUMNS = ("model", "method", "asked", "macs kept", "params kept", "seed", "accuracy", "drop points", "seconds")
 JOBS = ["cifar_resnet20:0.5", "cifar_resnet56:0.5", "cifar_resnet56:0.6667", "cifar_resnet56:0.3333"]
 METHODS = ("compensation", "baselines")
 LAST = "torch-pruning taylor, norms re-estimated"  # row of the baselines
 EXAMPLE = torch.zeros(1, 3, 32, 32)
+FIT = ReconstructConfig(epochs=2, end_epochs=3, end_lr=0.005, distance="mse", precision="bf16")
 Data = tuple[Tensor, Tensor]
 
 
@@ -161,8 +164,47 @@ def elimination(model: nn.Module, x: Tensor, kept: float, seed: int) -> tuple[se
     return plan, secateur.apply(model, plan), batches
 
 
+def views(x: Tensor, seed: int) -> list[Tensor]:
+    """Batches of eight views of each image: four shifted and mirrored, two with a patch of another, two mixed with it.
+
+    The dense network has learnt the images by heart; on mixed ones, too, it says what it would say of unseen ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shift = ShiftFlip(shift_px=4, flip=True)
+    ways = (lambda a, _: a, lambda a, _: a, lambda a, b: patched(a, b, generator), lambda a, b: mixed(a, b, generator))
+    made = []
+    for way in ways * 2:
+        moved = shift(x, generator)
+        made.append(way(moved, moved[torch.randperm(len(x), generator=generator)]))
+    images = torch.cat(made)
+    return list(images[torch.randperm(len(images), generator=generator)].split(64))
+
+
+def patched(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image with a box from another, 8 to 24 pixels high and wide (CutMix, Yun et al., ICCV 2019)."""
+    masks = []
+    for size in a.shape[2:]:
+        length = torch.randint(8, 25, (len(a), 1), generator=generator)
+        start = (torch.rand(len(a), 1, generator=generator) * (size - length + 1)).long()
+        place = torch.arange(size)
+        masks.append((place >= start) & (place < start + length))
+    down, right = masks
+    return torch.where((down[:, :, None] & right[:, None, :])[:, None], b, a)
+
+
+def mixed(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image with up to half of another laid over it (mixup, Zhang et al., ICLR 2018)."""
+    part = torch.rand(len(a), 1, 1, 1, generator=generator) / 2
+    return (1 - part) * a + part * b
+
+
+def compensate(model: nn.Module, small: nn.Module, plan: secateur.Plan, x: Tensor, seed: int) -> None:
+    """Solve for the weights again, fit segments, then all of it, on views of the images."""
+    compensate_(model, small, plan, views(x, seed), CompensateConfig(reconstruct=FIT))
+
+
 def compensated(table: Table, x: Tensor, kept: float, seed: int) -> None:
-    """Elimination and compensation, with and without the reconstruction of segments."""
+    """Elimination and compensation: in closed form alone, and with what is fitted after it."""
     model = table.model
     start = time.perf_counter()
     plan, small, batches = elimination(model, x, kept, seed)
@@ -171,7 +213,7 @@ def compensated(table: Table, x: Tensor, kept: float, seed: int) -> None:
     compensate_(model, closed, plan, batches, CompensateConfig(reconstruct=None))
     table.add("compensation, closed form", closed, kept, seed, time.perf_counter() - start)
     again = time.perf_counter()
-    compensate_(model, small, plan, batches)
+    compensate(model, small, plan, x, seed)
     table.add("compensation", small, kept, seed, planned + time.perf_counter() - again)
 
 

@@ -78,6 +78,24 @@ def test_gradients_flow_as_in_the_forward(network: networks.Program, seed: int):
             torch.testing.assert_close(a, b)
 
 
+def narrowed(inputs):
+    """Float32 in place of float64."""
+    return pytree.tree_map_only(Tensor, lambda t: t.float() if t.is_floating_point() else t, inputs)
+
+
+@some(10)
+@given(networks.programs(), st.integers(0, 99))
+def test_products_in_bfloat16_give_nearly_the_same_and_gradients(network: networks.Program, seed: int):
+    model, inputs = networks.build(network)
+    model, inputs = model.float(), narrowed(inputs)
+    program, x = program_of(model, inputs), others(inputs, seed)
+    narrow = program.start(x).fork(dtype=torch.bfloat16)
+    for a, b in zip(run(model, x), outputs := narrow.finish(), strict=True):
+        assert (a - b.float()).norm() <= 0.1 * a.norm() + 1e-6
+    sum(t.float().square().sum() for t in outputs if t.requires_grad).backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+
+
 class WritesThroughViews(nn.Module):
     """Changes its input, and a tensor through a view of it."""
 

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.attention import ATTENTION
 from secateur.errors import CaptureError
 from secateur.forward import plain_forward
 from secateur.record import Op, Trace, Value, found_in, parts, settle
 from secateur.tensors import Inputs, named_tensors, on_device, tensors_in
 
+_NAMES = ("convolution", "mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "vdot", "_trilinear")
+_PRODUCTS = {ATTENTION, *(getattr(torch.ops.aten, name).default for name in _NAMES)}
 _TOLERANCE = 1e-3
 """Largest relative difference between the program and the model's own forward that rounding explains."""
 
@@ -101,15 +104,23 @@ class Run:
         values: what is there already, by index of the value.
         at: the next operator.
         instead: tensors to read in place of the model's own, by index of the value.
+        dtype: in which products and convolutions of float32 are computed, where it isn't that. What follows goes on
+            in it, or in the wider type of two, as under autocast, which knows no recorded operators.
     """
 
     def __init__(
-        self, program: Program, values: dict[int, Tensor], at: int = 0, instead: Mapping[int, Tensor] | None = None
+        self,
+        program: Program,
+        values: dict[int, Tensor],
+        at: int = 0,
+        instead: Mapping[int, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.program = program
         self.values = values
         self.at = at
         self.instead = instead or {}
+        self.dtype = dtype
 
     def __getitem__(self, value: Value) -> Tensor:
         for known in (self.values, self.instead, self.program.fixed):
@@ -121,13 +132,13 @@ class Run:
     def __contains__(self, value: Value) -> bool:
         return any(value.index in known for known in (self.values, self.program.fixed, self.program.derived))
 
-    def fork(self, instead: Mapping[int, Tensor] | None = None) -> Run:
+    def fork(self, instead: Mapping[int, Tensor] | None = None, dtype: torch.dtype | None = None) -> Run:
         """A run that goes its own way from here, on copies of its tensors that share memory as the tensors do.
 
         So what is written in place, through a view or not, reaches what it would have reached. Gradients stop here.
         """
         values = {i: t.detach() for i, t in self.values.items()}
-        return Run(self.program, copy.deepcopy(values), self.at, instead)
+        return Run(self.program, copy.deepcopy(values), self.at, instead, dtype)
 
     def advance(self, stop: int) -> None:
         """Run the operators before `stop`, and forget what no later one needs."""
@@ -151,8 +162,10 @@ class Run:
         return [self[v] for v in self.program.trace.outputs]
 
     def _outputs(self, op: Op) -> Sequence[Tensor]:
-        out = settle(op.target, op.target(*self._real(op.args), **self._real(op.kwargs)))
-        return parts(out)
+        args, kwargs = self._real(op.args), self._real(op.kwargs)
+        if self.dtype is not None and op.target in _PRODUCTS:
+            args = tuple([a.to(self.dtype) if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args])
+        return parts(settle(op.target, op.target(*args, **kwargs)))
 
     def _real(self, value: Any) -> Any:
         if isinstance(value, Value):

@@ -33,8 +33,8 @@ def ids() -> Tensor:
     return torch.randint(VOCABULARY, (64, 5), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["kl", "mse"])
-def test_the_last_fit_brings_the_outputs_nearer(kind: str, ids: Tensor) -> None:
+@pytest.mark.parametrize(("kind", "precision"), [("kl", "fp32"), ("mse", "fp32"), ("kl", "bf16")])
+def test_the_last_fit_brings_the_outputs_nearer(kind: str, precision: str, ids: Tensor) -> None:
     torch.manual_seed(0)
     model = Tagger()
     dense = copy.deepcopy(model.state_dict())
@@ -42,11 +42,12 @@ def test_the_last_fit_brings_the_outputs_nearer(kind: str, ids: Tensor) -> None:
     found = {}
     for end_epochs in (0, 20):
         small = apply(model, made)
-        settings = ReconstructConfig(epochs=1, end_epochs=end_epochs, distance=kind)  # type: ignore[arg-type]
+        settings = ReconstructConfig(epochs=1, end_epochs=end_epochs, distance=kind, precision=precision)  # type: ignore[arg-type]
         report = compensate_(model, small, made, ids.split(8), CompensateConfig(reconstruct=settings))
         with torch.no_grad():
             found[end_epochs] = float(distance(kind, model(ids), small(ids)))  # type: ignore[arg-type]
         assert torch.equal(small.embed.weight, model.embed.weight)
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
     assert report.segments[-1].after < report.segments[-1].before
     assert found[20] < 0.8 * found[0]
     assert all(torch.equal(t, dense[key]) for key, t in model.state_dict().items())
@@ -62,7 +63,9 @@ def test_kl_is_the_sum_over_outcomes() -> None:
     assert float(distance("kl", a, b)) == pytest.approx(expected / 3)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"end_epochs": -1}, {"end_lr": 0.0}, {"distance": "l1"}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": -1}, {"end_epochs": -1}, {"end_lr": 0.0}, {"distance": "l1"}, {"precision": "int8"}]
+)
 def test_settings_are_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ReconstructConfig(**wrong)  # type: ignore[arg-type]
@@ -88,3 +91,21 @@ def test_segments_may_be_left_out(model_class: type[Tagger], ids: Tensor) -> Non
     with torch.no_grad():
         assert only.after == pytest.approx(float(distance("kl", model(batches[-1]), small(batches[-1]))), rel=1e-4)
     assert only.after < 0.8 * only.before
+
+
+class Scattered(Tagger):
+    """Writes what a product gave into a tensor of its own, which takes its own type alone."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out = super().forward(ids)
+        return torch.zeros(out.shape).index_put((torch.arange(len(out)),), out) + self.embed(ids).sum()
+
+
+def test_an_operator_that_does_not_run_in_the_precision_is_an_error(ids: Tensor) -> None:
+    torch.manual_seed(0)
+    model = Scattered()
+    made = plan(model, ids, Budget(width=0.3), PruneConfig(ignore=("embed",)))
+    small = apply(model, made)
+    config = CompensateConfig(reconstruct=ReconstructConfig(epochs=0, end_epochs=1, precision="bf16"))
+    with pytest.raises(ConfigError, match="precision='fp32'"):
+        compensate_(model, small, made, ids.split(8), config)

@@ -19,6 +19,8 @@ class ReconstructConfig:
         end_epochs: passes in which all weights are fitted together at last, to the dense outputs; 0 for none.
         end_lr: as `lr`, of these passes.
         distance: between outputs, in these passes: "kl" for logits along the last axis, "mse" otherwise.
+        precision: "bf16" computes products and convolutions in bfloat16 in all passes; weights, their steps and errors
+            stay in float32.
         seed: of the order of batches.
     """
 
@@ -28,11 +30,14 @@ class ReconstructConfig:
     end_epochs: int = 0
     end_lr: float = 0.01
     distance: Literal["kl", "mse"] = "kl"
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.distance not in ("kl", "mse"):
             raise ConfigError(f"distance={self.distance!r} is neither 'kl' nor 'mse'.")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision={self.precision!r} is neither 'fp32' nor 'bf16'.")
         if self.end_epochs < 0 or not 0 < self.end_lr < 1:
             raise ConfigError(f"end_epochs={self.end_epochs} must not be negative, end_lr={self.end_lr} in (0, 1).")
         if self.epochs < 0 or self.max_readers < 1 or not 0 < self.lr < 1:

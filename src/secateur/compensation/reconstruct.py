@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from secateur.compensation.config import ReconstructConfig
 from secateur.compensation.segments import Segment
+from secateur.errors import ConfigError, first_line
 from secateur.program import Run
 from secateur.tensors import wide
 
@@ -56,7 +57,7 @@ def reconstruct_(
     def loss(i: int, out: Tensor) -> Tensor:
         return (out - wide(targets[i])).square().mean() / energy
 
-    return fit_(segment, runs, loss, config.epochs, config.lr, config.seed)
+    return fit_(segment, runs, loss, config.epochs, config.lr, config)
 
 
 def n_fitted(n_batches: int) -> int:
@@ -64,14 +65,20 @@ def n_fitted(n_batches: int) -> int:
     return n_batches - max(1, n_batches // _HELD_OUT) if n_batches > 1 else n_batches
 
 
-def fit_(segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: float, seed: int) -> Reconstructed:
+def fit_(
+    segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: float, config: ReconstructConfig
+) -> Reconstructed:
     """Fit the parameters of a segment in place to the least mean loss, by Adam.
 
     Args:
         runs: the pruned network's, each before the segment's first operator; they are left there.
         loss: one batch in eight is not fitted to, and decides whether the fit is kept.
         lr: the first step, relative to the root mean square of a matrix; a tenth of it for vectors.
+        config: gives the precision and the seed.
+    Raises:
+        ConfigError: an operator does not run in the precision.
     """
+    dtype = torch.bfloat16 if config.precision == "bf16" else None
     fixed = runs[0].program.fixed
     start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
     fitted = {i: wide(t).clone().requires_grad_() for i, t in start.items()}
@@ -79,21 +86,29 @@ def fit_(segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: flo
     seen, unseen = range(n_seen), range(n_seen, len(runs))
 
     def loss_of(i: int, instead: dict[int, Tensor]) -> Tensor:
-        run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()})
+        run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()}, dtype)
         run.advance(segment.stop)
         return loss(i, wide(run[segment.out]))
 
     def unseen_loss(instead: dict[int, Tensor]) -> float:
         return sum(float(loss_of(i, instead)) for i in unseen or seen) / len(unseen or seen)
 
-    before = unseen_loss(start)
+    try:
+        before = unseen_loss(start)
+    except RuntimeError as error:
+        if dtype is None:
+            raise
+        raise ConfigError(
+            f"precision='bf16' can't be fitted in: {first_line(error)}. An operator takes no mixture of types."
+            " Use precision='fp32'."
+        ) from error
     optimizer = Adam(
         [{"params": [t], "lr": lr * _rms(t) * (1 if t.dim() > 1 else 0.1)} for t in fitted.values()],
         betas=(0.9, 0.99),
     )
     total = epochs * len(seen)
     schedule = LambdaLR(optimizer, lambda step: _rate(step / total))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(config.seed)
     for _ in range(epochs):
         for i in torch.randperm(len(seen), generator=generator).tolist():
             with torch.enable_grad():

@@ -208,32 +208,29 @@ class _Job:
     def finish(self, batches: Sequence[Inputs], readers: list[Reader]) -> list[Reconstructed]:
         """Fit all weights together to the outputs of the dense network.
 
-        It runs again for each batch, unless the outputs for all batches take less room than its weights.
+        It runs again in each pass, unless the outputs for all batches take less room than its weights.
         """
         settings = self.config.reconstruct
         if settings is None or not settings.end_epochs or not self.has_changed:
             return []
+        room = sum(p.numel() for p in self.pair.dense.model.parameters())
+        is_kept = len(self.runs) * math.prod(self.pair.dense.trace.outputs[0].shape) <= room
+        targets = [step.dense.finish()[0] for step in self.runs] if is_kept else []
         self.runs, self.saved = [], []  # their tensors take the room that gradients need
         starts = self.pair.start(batches)
         segment = whole(self.pair.pruned, readers)
-        room = sum(p.numel() for p in self.pair.dense.model.parameters())
-        is_kept = len(starts) * math.prod(self.pair.dense.trace.outputs[0].shape) <= room
-        targets: dict[int, torch.Tensor] = {}
 
         def target(i: int) -> torch.Tensor:
-            if i in targets:
+            if is_kept:
                 return targets[i]
             with torch.no_grad():
-                found = starts[i].dense.fork().finish()[0]
-            if is_kept:
-                targets[i] = found
-            return found
+                return starts[i].dense.fork().finish()[0]
 
         def loss(i: int, out: torch.Tensor) -> torch.Tensor:
             return distance(settings.distance, target(i).to(out.dtype), out)
 
         runs = [step.pruned for step in starts]
-        return [fit_(segment, runs, loss, settings.end_epochs, settings.end_lr, settings.seed)]
+        return [fit_(segment, runs, loss, settings.end_epochs, settings.end_lr, settings)]
 
     def _drops(self, op: int, reader: Reader) -> bool:
         """True where the weight has lost columns: rows alone leave what remains as it was."""
