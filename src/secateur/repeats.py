@@ -22,7 +22,7 @@ from secateur.templates import Record, Template, learn
 from secateur.tensors import Identities
 from secateur.twins import Twin
 
-_MOST = 1 << 16  # calls that are remembered
+_MOST = 1 << 14  # calls that are remembered
 _KNOWN: dict[Any, Template] = {}
 _SILENT: set[Any] = set()  # functions that have given no tensor: those that read a shape, for example
 
