@@ -151,3 +151,18 @@ def test_a_skeleton_loops_over_a_set_as_the_model_does() -> None:
     assert list(copy.deepcopy(net).kinds) != list(net.kinds)
     expected = [[v and v.shape for v in op.outputs] for op in capture(net, x).ops]
     assert [[v and v.shape for v in op.outputs] for op in capture(Skeleton(net).model, x).ops] == expected
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 4, 5), (2, 3, 1, 1), (0, 3, 4, 5)])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_concatenations_are_laid_out_as_torch_lays_them_out(layout, shape, dim):
+    x = torch.randn(shape).to(memory_format=layout)
+    y = torch.cat([x, x], dim).transpose(2, 3)
+    for tensors in ([x, x], [x, x.double()], [x, y.transpose(2, 3)], [y, y], [x, torch.randn(0)], [x]):
+        assert forms(run(aten.cat.default, ([twin(t) for t in tensors], dim), {})) == forms(torch.cat(tensors, dim))
+
+
+def test_tensors_that_do_not_fit_are_refused_as_torch_refuses_them():
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        run(aten.cat.default, ([twin(torch.zeros(2, 3)), twin(torch.zeros(3, 3))], 1), {})

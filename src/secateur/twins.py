@@ -188,7 +188,7 @@ def _work_out(func: Any, args: Any, kwargs: Any) -> Any:
     are_plain = all(t.layout is torch.strided and not t.is_meta for t in tensors)
     if len({t.device for t in tensors}) == 1 and "device" not in kwargs and are_plain:
         known = _BY_FORMULA.get(func)
-        if known is not None and (out := known(*args)) is not None:
+        if known is not None and not kwargs and (out := known(*args)) is not None:
             return out
         if known is None and _is_plain(func):
             return _on_meta(func, args, kwargs)
@@ -223,11 +223,29 @@ def _layer_norm(x: Tensor, shape: list[int], *args: Any) -> tuple[Twin, ...] | N
     return Twin.of(plain_form(x.shape, x.dtype, x.device)), Twin.of(saved), Twin.of(saved)
 
 
-_CONVOLUTION = torch.ops.aten.convolution.default
+def _cat(tensors: list[Tensor], dim: int = 0) -> Any:
+    """Plain layouts in, plain layout out; else what the kernel for the meta device says."""
+    first = tensors[0]
+    dim %= max(first.dim(), 1)
+    others = {(t.dtype, t.shape[:dim], t.shape[dim + 1 :]) for t in tensors}
+    if len(others) > 1 or not 1 < first.dim() < 5 or not all(map(_is_plainly_laid, tensors)):
+        return _on_meta(_CAT, (tensors, dim), {})
+    shape = list(first.shape)
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    return Twin.of(plain_form(shape, first.dtype, first.device))
+
+
+def _is_plainly_laid(t: Tensor) -> bool:
+    """True where the last axis runs fastest, and no other layout says the same."""
+    return t.is_contiguous() and not (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
+
+
+_CAT, _CONVOLUTION = torch.ops.aten.cat.default, torch.ops.aten.convolution.default
 _BY_FORMULA: dict[Any, Callable[..., Any]] = {  # what takes fake tensors longest; None where it is another case
     _CONVOLUTION: _convolution,
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten.native_layer_norm.default: _layer_norm,
+    _CAT: _cat,
 }
 
 
