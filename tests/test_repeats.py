@@ -153,24 +153,17 @@ def test_switches_that_change_what_a_function_does_are_part_of_its_call():
         assert said(capture(net, x)) == plain  # recurrent layers are captured without it
     finally:
         torch._C._set_mkldnn_enabled(before)
-    numbers = nn.Sequential(nn.Linear(2, 2))
-    half = capture(numbers, torch.zeros(1, 2, dtype=torch.float32)).outputs[0].dtype
+    halved = Forward(lambda net, x: x.new_ones(1, 2).long() / 2)
+    half = capture(nn.Sequential(nn.Linear(2, 2)), torch.zeros(1, 2, dtype=torch.float32)).outputs[0].dtype
     torch.set_default_dtype(torch.float64)
     try:
-        assert (
-            capture(Forward(lambda net, x: x.new_ones(1, 2).long() / 2), torch.zeros(1, 2)).outputs[0].dtype
-            == torch.float64
-        )
+        assert capture(halved, torch.zeros(1, 2)).outputs[0].dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
-    assert (
-        capture(Forward(lambda net, x: x.new_ones(1, 2).long() / 2), torch.zeros(1, 2)).outputs[0].dtype
-        == half
-        == torch.float32
-    )
+    assert capture(halved, torch.zeros(1, 2)).outputs[0].dtype == half == torch.float32
 
 
-def test_what_a_watcher_is_told_has_run(monkeypatch):
+def test_what_a_watcher_is_told_has_run():
     class Watch:
         def __init__(self) -> None:
             self.n_operators = 0

@@ -58,18 +58,18 @@ class Repeats(TorchFunctionMode):
             func = attend
         if func in _SILENT or not _is_plain_state():
             return func(*args, **kwargs)
-        fqn, location = self.recorder.places.here()
-        inside = location if location.startswith(INSIDE) else ""
-        key, values, tensors = self._describe_call(func, args, kwargs, inside)
-        if key is None:
+        described, values, tensors = self._describe_call(func, args, kwargs)
+        if described is None:
             return func(*args, **kwargs)
+        fqn, location = self.recorder.places.here()
+        key = described, location if location.startswith(INSIDE) else ""
         template = _KNOWN.get(key)
         if template is not None:
             return template.write(self.recorder, values, tensors, fqn, location)
         out, template = self._watch(func, args, kwargs, values, tensors, fqn, location)
         if not any(isinstance(t, Tensor) for t in parts(out)):
             _SILENT.add(func)
-        elif template is not None and len(_KNOWN) < _MOST and self._describe_call(func, args, kwargs, inside)[0] == key:
+        elif template is not None and len(_KNOWN) < _MOST and self._describe_call(func, args, kwargs)[0] == described:
             _KNOWN[key] = template
         return out
 
@@ -97,11 +97,9 @@ class Repeats(TorchFunctionMode):
             return out, None
         return out, learn(ops, out, values, tensors, recorder.values, has_own_lines)
 
-    def _describe_call(
-        self, func: Any, args: Any, kwargs: dict[str, Any], inside: str
-    ) -> tuple[Any, list[Value], list[Tensor]]:
+    def _describe_call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, list[Value], list[Tensor]]:
         """All that decides what a call records, and its tensors with their values; None where that can't be told."""
-        key = [func, inside, self.switches, torch.get_default_dtype()]
+        key = [func, self.switches, torch.get_default_dtype()]
         values: list[Value] = []
         tensors: list[Tensor] = []
         is_known = self._describe(args, key, values, tensors)
