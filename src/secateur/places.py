@@ -31,10 +31,10 @@ class Places:
         self._lines: dict[tuple[int, int], tuple[CodeType, str]] = {}
         self._kinds: dict[str, str] = {}  # by file
 
-    def here(self) -> tuple[str, str]:
-        """(fqn, "file.py:12") of the operator whose dispatch calls this function."""
+    def here(self, fqn: str | None = None) -> tuple[str, str]:
+        """(fqn, "file.py:12") of the operator whose dispatch calls this function; the first where it isn't known."""
         frame: FrameType | None = sys._getframe(2)
-        fqn = line = inside = None
+        line = inside = None
         while frame is not None and (fqn is None or line is None):
             code = frame.f_code
             name = code.co_filename

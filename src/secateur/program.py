@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence, Set
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from secateur.attention import ATTENTION
 from secateur.errors import CaptureError
+from secateur.folding import find_folds, folded
 from secateur.forward import plain_forward
 from secateur.record import Op, Trace, Value, found_in, parts, settle
 from secateur.tensors import Inputs, named_tensors, on_device, tensors_in
@@ -65,6 +67,11 @@ class Program:
         for index, at in self.last_use.items():
             self.dying.setdefault(at, []).append(index)
 
+    @cached_property
+    def folds(self) -> dict[int, Op]:
+        """See `secateur.folding`."""
+        return find_folds(self.trace)
+
     def made_at(self, value: Value) -> int:
         """The index of the last operator that gave a value, in place ones included; -1 for one that none made."""
         return max((op.index for op in self.trace.ops if value in op.outputs), default=-1)
@@ -106,6 +113,7 @@ class Run:
         instead: tensors to read in place of the model's own, by index of the value.
         dtype: in which products and convolutions of float32 are computed, where it isn't that. What follows goes on
             in it, or in the wider type of two, as under autocast, which knows no recorded operators.
+        folds: batch norms to compute within the convolutions before them, by index of the convolution.
     """
 
     def __init__(
@@ -115,12 +123,15 @@ class Run:
         at: int = 0,
         instead: Mapping[int, Tensor] | None = None,
         dtype: torch.dtype | None = None,
+        folds: Mapping[int, Op] | None = None,
     ) -> None:
         self.program = program
         self.values = values
         self.at = at
         self.instead = instead or {}
         self.dtype = dtype
+        self.folds = folds or {}
+        self.within = {norm.index for norm in self.folds.values()}
 
     def __getitem__(self, value: Value) -> Tensor:
         for known in (self.values, self.instead, self.program.fixed):
@@ -132,13 +143,18 @@ class Run:
     def __contains__(self, value: Value) -> bool:
         return any(value.index in known for known in (self.values, self.program.fixed, self.program.derived))
 
-    def fork(self, instead: Mapping[int, Tensor] | None = None, dtype: torch.dtype | None = None) -> Run:
+    def fork(
+        self,
+        instead: Mapping[int, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        folds: Mapping[int, Op] | None = None,
+    ) -> Run:
         """A run that goes its own way from here, on copies of its tensors that share memory as the tensors do.
 
         So what is written in place, through a view or not, reaches what it would have reached. Gradients stop here.
         """
         values = {i: t.detach() for i, t in self.values.items()}
-        return Run(self.program, copy.deepcopy(values), self.at, instead, dtype)
+        return Run(self.program, copy.deepcopy(values), self.at, instead, dtype, folds)
 
     def advance(self, stop: int) -> None:
         """Run the operators before `stop`, and forget what no later one needs."""
@@ -148,9 +164,10 @@ class Run:
     def step(self, op: Op) -> None:
         """Run one operator."""
         self.at = op.index + 1
-        if self.program.is_derived(op):
+        if op.index in self.within or self.program.is_derived(op):
             return
-        for value, tensor in zip(op.outputs, self._outputs(op), strict=True):
+        outputs = op.outputs if op.index not in self.folds else self.folds[op.index].outputs[:1]
+        for value, tensor in zip(outputs, self._outputs(op), strict=True):
             if value is not None and value.index not in self.program.fixed:
                 self.values[value.index] = tensor
         for index in self.program.dying.get(op.index, ()):
@@ -162,7 +179,9 @@ class Run:
         return [self[v] for v in self.program.trace.outputs]
 
     def _outputs(self, op: Op) -> Sequence[Tensor]:
-        args, kwargs = self._real(op.args), self._real(op.kwargs)
+        norm = self.folds.get(op.index)
+        args = self._real(op.args) if norm is None else folded(op, norm, self._real)
+        kwargs = self._real(op.kwargs)
         if self.dtype is not None and op.target in _PRODUCTS:
             args = tuple([a.to(self.dtype) if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in args])
         return parts(settle(op.target, op.target(*args, **kwargs)))

@@ -108,8 +108,6 @@ def learn(
         known: the values of all tensors of the capture.
         has_own_lines: its operators are named by lines within torch, and not by the one that called it.
     """
-    if not ops:
-        return None
     slots = {id(v): i for i, v in enumerate(values)}
     steps = []
     for op in ops:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur.dims.groups import Group
+from secateur.folding import BATCH_NORMS
 from secateur.record import Op, Trace, Value
 
 aten = torch.ops.aten
@@ -28,10 +29,6 @@ _TRANSPOSES: dict[Any, Callable[..., bool]] = {
     aten.permute.default: lambda dims: [d % 2 for d in dims] == [1, 0],
 }
 """Operators that transpose a matrix, where this holds for their arguments behind the matrix."""
-BATCH_NORMS = {
-    getattr(aten, name).default
-    for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit_no_training")
-}
 
 Users = Mapping[int, list[Op]]
 """By value: the operators that take it."""

@@ -79,14 +79,16 @@ def fit_(
         ConfigError: an operator does not run in the precision.
     """
     dtype = torch.bfloat16 if config.precision == "bf16" else None
-    fixed = runs[0].program.fixed
+    program = runs[0].program
+    fixed = program.fixed
+    folds = {at: norm for at, norm in program.folds.items() if segment.start <= at and norm.index < segment.stop}
     start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
     fitted = {i: wide(t).clone().requires_grad_() for i, t in start.items()}
     n_seen = n_fitted(len(runs))
     seen, unseen = range(n_seen), range(n_seen, len(runs))
 
     def loss_of(i: int, instead: dict[int, Tensor]) -> Tensor:
-        run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()}, dtype)
+        run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()}, dtype, folds)
         run.advance(segment.stop)
         return loss(i, wide(run[segment.out]))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.compensation.readers import BATCH_NORMS, Reader, Users
+from secateur.compensation.readers import Reader, Users
+from secateur.folding import BATCH_NORMS
 from secateur.program import Run
 from secateur.record import Op, Value, is_constant_copy
 
