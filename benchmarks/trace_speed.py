@@ -87,7 +87,7 @@ class Worker:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS, help="names of torchvision models")
-    parser.add_argument("--turns", type=int, default=4, help="of each process")
+    parser.add_argument("--turns", type=int, default=12, help="of each process; machines have slow minutes")
     parser.add_argument("--repeats", type=int, default=7, help="counted calls of a turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one tool on one model")
