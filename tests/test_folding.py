@@ -92,3 +92,16 @@ class Shared(nn.Module):
 )
 def test_what_is_not_one_convolution_is_left(model: nn.Module) -> None:
     assert program_of(model, torch.randn(2, 2, 4, 4)).folds == {}
+
+
+@pytest.mark.parametrize("norms", [torch.bfloat16, torch.float32])
+def test_half_precision_stays_what_it_was(norms: torch.dtype) -> None:
+    model = stirred(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).bfloat16()
+    model[1].to(norms)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.bfloat16)
+    program = program_of(model, x)
+    assert len(program.folds) == 1
+    with torch.no_grad():
+        plain, folded = (program.start(x).fork(folds=f).finish()[0] for f in ({}, program.folds))
+    assert plain.dtype == folded.dtype == torch.bfloat16
+    assert (plain - folded).norm() < 0.02 * plain.norm()

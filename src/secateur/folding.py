@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from secateur.record import Op, Trace, Value
+from secateur.tensors import wide
 
 _CONVOLUTION = torch.ops.aten.convolution.default
 BATCH_NORMS = {
@@ -49,15 +49,13 @@ def folded(convolution: Op, norm: Op, read: Callable[[Any], Any]) -> tuple[Any, 
         read: the tensor of a value; anything else as it is.
     """
     x, weight, bias, *others = (read(a) for a in convolution.args)
-    gamma, beta, mean, var = (read(a) for a in norm.args[1:5])
+    gamma, beta = (None if a is None else wide(read(a)) for a in norm.args[1:3])
+    mean, var = (wide(read(a)) for a in norm.args[3:5])
     scale = (var + norm.args[-1]).rsqrt()
     if gamma is not None:
         scale = scale * gamma
-    shift = scale * (-mean if bias is None else bias - mean)
+    shift = scale * (-mean if bias is None else wide(bias) - mean)
     if beta is not None:
         shift = shift + beta
-    return x, _along_rows(scale, weight) * weight, shift, *others
-
-
-def _along_rows(scale: Tensor, weight: Tensor) -> Tensor:
-    return scale.view(-1, *[1] * (weight.dim() - 1))
+    scaled = scale.view(-1, *[1] * (weight.dim() - 1)) * wide(weight)
+    return x, scaled.to(weight.dtype), shift.to(weight.dtype), *others  # the types that the convolution took

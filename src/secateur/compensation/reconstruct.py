@@ -6,8 +6,9 @@ has its error at its end, and few weights; a handful of passes over the calibrat
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,15 +96,8 @@ def fit_(
     def unseen_loss(instead: dict[int, Tensor]) -> float:
         return sum(float(loss_of(i, instead)) for i in unseen or seen) / len(unseen or seen)
 
-    try:
+    with _refused(dtype):
         before = unseen_loss(start)
-    except RuntimeError as error:
-        if dtype is None:
-            raise
-        raise ConfigError(
-            f"precision='bf16' can't be fitted in: {first_line(error)}. An operator takes no mixture of types."
-            " Use precision='fp32'."
-        ) from error
     optimizer = Adam(
         [{"params": [t], "lr": lr * _rms(t) * (1 if t.dim() > 1 else 0.1)} for t in fitted.values()],
         betas=(0.9, 0.99),
@@ -126,6 +120,20 @@ def fit_(
     for i, t in fitted.items():
         fixed[i].copy_(t.detach())
     return Reconstructed(weights, before, after)
+
+
+@contextlib.contextmanager
+def _refused(dtype: torch.dtype | None) -> Iterator[None]:
+    """Say what to do where an operator does not run in a precision that was asked for."""
+    try:
+        yield
+    except RuntimeError as error:
+        if dtype is None:
+            raise
+        raise ConfigError(
+            f"precision='bf16' can't be fitted in: {first_line(error)}. An operator takes no mixture of types."
+            " Use precision='fp32'."
+        ) from error
 
 
 def _rate(done: float) -> float:
