@@ -6,17 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-
-from secateur.capture import capture
-from secateur.program import Program
 
 from .laws import networks
 from .laws.settings import some
-
-
-def program_of(model: nn.Module, x: Tensor) -> Program:
-    return Program(model.eval(), capture(model, x, is_fake=False))
+from .test_program import program_of
 
 
 def stirred(model: nn.Module) -> nn.Module:
@@ -36,7 +29,6 @@ def stirred(model: nn.Module) -> nn.Module:
 @given(networks.programs())
 def test_a_folded_program_computes_what_the_model_does(network: networks.Program) -> None:
     model, inputs = networks.build(network)
-    inputs = pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
     program = program_of(stirred(model), inputs)
     with torch.no_grad():
         plain, folded = (program.start(inputs).fork(folds=f).finish() for f in ({}, program.folds))

@@ -43,7 +43,6 @@ def _parametrized(net: nn.Sequential) -> None:
 
 
 def _swapped(net: nn.Sequential) -> None:
-    net[2].weight, net[2].bias = None, None
     bias = nn.Parameter(torch.ones(4))
     del net[2].weight, net[2].bias
     net[2].register_parameter("bias", bias)

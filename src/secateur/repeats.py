@@ -1,4 +1,4 @@
-"""Calls of torch's functions that came before: a capture writes them down from memory, without going through torch.
+"""Calls of torch's functions and layers that came before: a capture writes them down from memory, without torch.
 
 A network calls the same few functions again and again, and a plan captures it more than once. Which operators a call
 records depends on the forms of its tensors, on its plain arguments and on some switches of torch's; a call that equals
