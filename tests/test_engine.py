@@ -164,3 +164,32 @@ def test_inference_mode_around_the_calls_changes_nothing() -> None:
         assert secateur.verify(net, small, again, x).is_ok
     assert again == plan
     small(x).sum().backward()
+
+
+class Padded(nn.Module):
+    """A shortcut of zero channels (ResNets for CIFAR, option A), their number an attribute, or a literal."""
+
+    def __init__(self, is_literal: bool) -> None:
+        super().__init__()
+        self.stem, self.conv, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 2, 1)
+        self.is_literal, self.n_zeros = is_literal, 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        n = 4 if self.is_literal else self.n_zeros
+        return self.out(F.relu(self.conv(x) + F.pad(x, (0, 0, 0, 0, n, n))))
+
+
+@pytest.mark.parametrize("is_literal", [False, True])
+def test_zero_channels_of_a_shortcut_shrink_where_their_number_can_be_set(is_literal):
+    model, x = Padded(is_literal).double(), torch.randn(2, 3, 4, 4).double()
+    plan = half(model, x)
+    small = secateur.apply(model, plan, inputs=x)
+    assert small.stem.out_channels == 4
+    zeros = [g for g in plan.groups if g.name.startswith("conv channels")]
+    assert [len(g.keep) for g in zeros] == ([] if is_literal else [2, 2])
+    assert small.conv.out_channels == (12 if is_literal else 8)
+    assert small.n_zeros == (4 if is_literal else 2)
+    reasons = [reason for name, reason in plan.skipped if name.startswith("conv channels")]
+    assert all("test_engine.py" in reason for reason in reasons)
+    assert len(reasons) == 2 * is_literal

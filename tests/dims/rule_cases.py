@@ -344,8 +344,19 @@ case(aten.cat.default, [T(4, 6), T(4, 3), T(0)], 1)
 case(aten.cat.default, [T(4, 6), T(5, 6)], -2)
 case(aten.stack.default, [T(4, 6), T(4, 6), T(4, 6)], -1)
 case(aten.stack.default, [T(4, 6)], 0)
-case(aten.constant_pad_nd.default, T(3, 4, 6), [1, 2, 3, 0], 0.5)
-case(aten.constant_pad_nd.default, T(3, 4, 6), [-1, 2])
+
+
+def _margins(args: tuple[Any, ...], shapes: Shapes) -> tuple[Any, ...]:
+    """The margins that may shrink: of the last axis the right one, of the one before the left one."""
+    x, pad, *value = args
+    *_, rows, columns = shapes[0]
+    left, _, *above = pad
+    vertical = [rows - x.shape[-2], 0] if above else []
+    return x, [left, columns - x.shape[-1] - left, *vertical], *value
+
+
+case(aten.constant_pad_nd.default, T(3, 4, 6), [1, 2, 3, 0], 0.5, resize=_margins)
+case(aten.constant_pad_nd.default, T(3, 4, 6), [-1, 2], resize=_margins)
 _plain = {"resize": lambda a, s: (a[0], s[0], [s[0][1], 1])}
 each([aten.as_strided.default, aten.as_strided_.default], T(4, 6), [4, 6], [6, 1], **_plain)
 case(aten.as_strided.default, T(4, 6), [2, 2], [6, 1], 1, is_free=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from secateur.dims.algebra import ONE, AlignError, Dim, cat, factor, find, prod, split
+from secateur.dims.algebra import ONE, AlignError, Dim, cat, factor, find, leaves, prod, split
 from secateur.dims.rule import OP_RULES, Axes, Node
 
 aten = torch.ops.aten
@@ -247,7 +247,7 @@ def stack(op: Node, tensors: list[Axes], dim: int = 0) -> None:
 
 @OP_RULES.register(aten.constant_pad_nd.default)
 def constant_pad(op: Node, x: Axes, pad: list[int], value: float = 0) -> None:
-    """out[l + i] = x[i], constant elsewhere; negative padding cuts"""
+    """out[l + i] = x[i], constant elsewhere; negative padding cuts; margins of a free axis are free"""
     dims = list(x)
     for k in range(len(pad) // 2):
         axis, before, after = len(x) - 1 - k, pad[2 * k], pad[2 * k + 1]
@@ -256,7 +256,8 @@ def constant_pad(op: Node, x: Axes, pad: list[int], value: float = 0) -> None:
             sizes = [max(-before, 0), dim.size + min(before, 0) + min(after, 0), max(-after, 0)]
             parts = cut(op, dim, [s for s in sizes if s])
             dim = parts[1] if sizes[0] else parts[0]
-        margins = [op.new(max(n, 0), "constant padding") if n > 0 else None for n in (before, after)]
+        why = "constant padding" if all(leaf.frozen for leaf in leaves(dim)) else None
+        margins = [op.new(n, why) if n > 0 else None for n in (before, after)]
         dims[axis] = cat(d for d in (margins[0], dim, margins[1]) if d is not None)
     op.out(*dims)
 
