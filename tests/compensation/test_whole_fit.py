@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from secateur import Budget, PruneConfig, apply, plan
 from secateur.compensation import CompensateConfig, ReconstructConfig, compensate_
 from secateur.compensation.distance import distance
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, DataError
 
 VOCABULARY = 11
 
@@ -91,6 +91,39 @@ def test_segments_may_be_left_out(model_class: type[Tagger], ids: Tensor) -> Non
     with torch.no_grad():
         assert only.after == pytest.approx(float(distance("kl", model(batches[-1]), small(batches[-1]))), rel=1e-4)
     assert only.after < 0.8 * only.before
+
+
+@pytest.mark.parametrize(("model_class", "precision"), [(Tagger, "fp32"), (Tagger, "bf16"), (Pooled, "fp32")])
+def test_the_last_fit_takes_batches_of_its_own(model_class: type[Tagger], precision: str) -> None:
+    """More samples than the closed form had help on those that nothing has seen, and judge the fit."""
+    torch.manual_seed(0)
+    model = model_class()
+    few, many, unseen = (torch.randint(VOCABULARY, (n, 5)) for n in (16, 512, 256))
+    made = plan(model, few, Budget(width=0.3), PruneConfig(ignore=("embed",)))
+    found, reports = [], []
+    settings = ReconstructConfig(epochs=0, end_epochs=10, precision=precision)  # type: ignore[arg-type]
+    for last in (None, many.split(8)):
+        small = apply(model, made)
+        config = CompensateConfig(reconstruct=settings)
+        reports.append(compensate_(model, small, made, few.split(8), config, end_batches=last))
+        with torch.no_grad():
+            found.append(float(distance("kl", model(unseen), small(unseen))))
+    assert found[1] < 0.7 * found[0]
+    if precision == "fp32":  # errors this small are those of bfloat16
+        judged = torch.cat(many.split(8)[-8:])
+        with torch.no_grad():
+            expected = float(distance("kl", model(judged), small(judged)))
+        assert reports[1].segments[-1].after == pytest.approx(expected, rel=1e-3)
+
+
+def test_batches_of_the_last_fit_have_the_shape_of_the_others(ids: Tensor) -> None:
+    model = Tagger()
+    made = plan(model, ids, Budget(width=0.5), PruneConfig(ignore=("embed",)))
+    small = apply(model, made)
+    before = copy.deepcopy(small.state_dict())
+    with pytest.raises(DataError, match=r"\(8, 5\).* and .*\(4, 5\)"):
+        compensate_(model, small, made, ids.split(8), end_batches=ids.split(4))
+    assert all(torch.equal(t, before[key]) for key, t in small.state_dict().items())
 
 
 class Scattered(Tagger):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from secateur.errors import ConfigError
 
 
@@ -19,8 +21,8 @@ class ReconstructConfig:
         end_epochs: passes in which all weights are fitted together at last, to the dense outputs; 0 for none.
         end_lr: as `lr`, of these passes.
         distance: between outputs, in these passes: "kl" for logits along the last axis, "mse" otherwise.
-        precision: "bf16" computes products and convolutions in bfloat16 in all passes; weights, their steps and errors
-            stay in float32.
+        precision: "bf16" computes products and convolutions in bfloat16 in all passes, in the last ones those of the
+            dense network too; weights, their steps and errors stay in float32.
         seed: of the order of batches.
     """
 
@@ -45,6 +47,11 @@ class ReconstructConfig:
                 f"epochs={self.epochs} must not be negative, max_readers={self.max_readers} at least 1,"
                 f" lr={self.lr} in (0, 1)."
             )
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What passes compute in; None for the types of the weights."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
 
 @dataclass(frozen=True, kw_only=True)

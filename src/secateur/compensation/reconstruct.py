@@ -24,6 +24,7 @@ from secateur.tensors import wide
 
 _WARM_UP = 0.1  # of all steps
 _HELD_OUT = 8  # one batch of so many decides whether the fit is kept
+_MOST_HELD_OUT = 16
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def reconstruct_(
 
 def n_fitted(n_batches: int) -> int:
     """How many batches weights are fitted to; the others, the last ones, decide whether a fit is kept."""
-    return n_batches - max(1, n_batches // _HELD_OUT) if n_batches > 1 else n_batches
+    return n_batches - min(max(1, n_batches // _HELD_OUT), _MOST_HELD_OUT) if n_batches > 1 else n_batches
 
 
 def fit_(
@@ -73,13 +74,13 @@ def fit_(
 
     Args:
         runs: the pruned network's, each before the segment's first operator; they are left there.
-        loss: one batch in eight is not fitted to, and decides whether the fit is kept.
+        loss: one batch in eight, sixteen at most, is not fitted to, and decides whether the fit is kept.
         lr: the first step, relative to the root mean square of a matrix; a tenth of it for vectors.
         config: gives the precision and the seed.
     Raises:
         ConfigError: an operator does not run in the precision.
     """
-    dtype = torch.bfloat16 if config.precision == "bf16" else None
+    dtype = config.dtype
     program = runs[0].program
     fixed = program.fixed
     folds = {at: norm for at, norm in program.folds.items() if segment.start <= at and norm.index < segment.stop}

@@ -72,6 +72,7 @@ def compensate_(
     batches: Iterable[Inputs],
     config: CompensateConfig | None = None,
     *,
+    end_batches: Iterable[Inputs] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CompensateReport:
     """Solve for the weights of a pruned network so that its layers give what those of the dense one give.
@@ -83,11 +84,13 @@ def compensate_(
         batches: calibration inputs without labels, all of one shape; a smaller last batch is left out. What a layer
             needs of all of them is in memory at once.
         config: see `CompensateConfig`.
+        end_batches: what all weights are fitted together on at last (`end_epochs`), of the shapes of `batches`; by
+            default these. They cost no memory beyond their own, so there can be many: augmented views, none seen twice.
         progress: told (weights done, weights in all).
     Returns:
         Each weight's error before and after, and what was left alone.
     Raises:
-        DataError: there are no batches.
+        DataError: there are no batches, or they differ in shape.
         CaptureError: the forward can't be run operator by operator.
         PlanError: `small` is not what `plan` makes of `model`.
     Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, section 3, and Kurtic et
@@ -108,6 +111,7 @@ def compensate_(
     """
     config = config or CompensateConfig()
     given = equal_batches(batches)
+    last = None if end_batches is None else equal_batches(end_batches, given[0])
     pair = Pair(model, small, plan, given[0])
     for program in (pair.dense, pair.pruned):
         program.check(given[-1])
@@ -124,21 +128,26 @@ def compensate_(
                 fitted += job.reconstruct(segment)
             if progress is not None:
                 progress(i + 1, len(readers))
-        fitted += job.finish(given, readers)
+        fitted += job.finish(given if last is None else last, readers, is_known=last is None)
     return CompensateReport(tuple(layers), tuple(fitted), tuple(skipped))
 
 
-def equal_batches(batches: Iterable[Inputs]) -> list[Inputs]:
-    """Batches of the first one's shapes; a smaller last one is left out. DataError where there is none, or another."""
+def equal_batches(batches: Iterable[Inputs], like: Inputs | None = None) -> list[Inputs]:
+    """Batches of the first one's shapes; a smaller last one is left out. DataError where there is none, or another.
+
+    Args:
+        like: has the shapes that they must have, where that is not the first one.
+    """
     found = list(batches)
     if not found:
         raise DataError("There are no calibration batches. Pass inputs without labels, for example x.split(64).")
     shapes = [[tuple(t.shape) for t in tensors_in(as_call(b))] for b in found]
     if len(found) > 1 and shapes[-1] != shapes[0]:
         found, shapes = found[:-1], shapes[:-1]
-    odd = next((s for s in shapes if s != shapes[0]), None)
+    first = shapes[0] if like is None else [tuple(t.shape) for t in tensors_in(as_call(like))]
+    odd = next((s for s in shapes if s != first), None)
     if odd is not None:
-        raise DataError(f"Calibration batches differ: {shapes[0]} and {odd}. Pass batches of one shape.")
+        raise DataError(f"Calibration batches differ: {first} and {odd}. Pass batches of one shape.")
     return found
 
 
@@ -205,26 +214,36 @@ class _Job:
         self.save()
         return result
 
-    def finish(self, batches: Sequence[Inputs], readers: list[Reader]) -> list[Reconstructed]:
+    def finish(self, batches: Sequence[Inputs], readers: list[Reader], *, is_known: bool) -> list[Reconstructed]:
         """Fit all weights together to the outputs of the dense network.
 
-        It runs again in each pass, unless the outputs for all batches take less room than its weights.
+        It runs when a batch is met, again in each pass unless the outputs for all batches take less room than its
+        weights.
+
+        Args:
+            is_known: the batches are those that have run so far.
         """
         settings = self.config.reconstruct
         if settings is None or not settings.end_epochs or not self.has_changed:
             return []
-        room = sum(p.numel() for p in self.pair.dense.model.parameters())
-        is_kept = len(self.runs) * math.prod(self.pair.dense.trace.outputs[0].shape) <= room
-        targets = [step.dense.finish()[0] for step in self.runs] if is_kept else []
+        dense = self.pair.dense
+        room = sum(p.numel() for p in dense.model.parameters())
+        is_kept = len(batches) * math.prod(dense.trace.outputs[0].shape) <= room
+        targets: dict[int, torch.Tensor] = {}
+        if is_kept and is_known:
+            targets = {i: step.dense.finish()[0] for i, step in enumerate(self.runs)}
         self.runs, self.saved = [], []  # their tensors take the room that gradients need
         starts = self.pair.start(batches)
         segment = whole(self.pair.pruned, readers)
 
         def target(i: int) -> torch.Tensor:
-            if is_kept:
+            if i in targets:
                 return targets[i]
             with torch.no_grad():
-                return starts[i].dense.fork().finish()[0]
+                found = starts[i].dense.fork(dtype=settings.dtype, folds=dense.folds).finish()[0]
+            if is_kept:
+                targets[i] = found
+            return found
 
         def loss(i: int, out: torch.Tensor) -> torch.Tensor:
             return distance(settings.distance, target(i).to(out.dtype), out)
