@@ -45,7 +45,7 @@ def pruned(method: str, dense: nn.Module, x: torch.Tensor, y: torch.Tensor, kept
     if method == "from scratch":
         return narrow(int(kept * macs(dense)))
     if method == "compensation":
-        plan, small, _ = elimination(dense, x, kept, seed)
+        plan, small = elimination(dense, x, kept, seed)
         compensate(dense, small, plan, x, seed)
         return small
     return peers(dense, x, y, kept, seed)[method]()

@@ -33,14 +33,13 @@ def machine(*packages: str) -> dict[str, Any]:
 
 
 def write_rows(name: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> Path:
-    """Write `results/NAME.jsonl` and a readable `results/NAME.txt`; print the table."""
+    """Write `results/NAME.jsonl` and a readable `results/NAME.txt`, every machine below its table; print it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = text_table(columns, [[_cell(row.get(c)) for c in columns] for row in rows])
-    where = rows[0].get("machine", {}) if rows else {}
-    text = f"{table}\n\n{where.get('cpu')}, {where.get('cores')} cores, {where.get('date')}, {where.get('versions')}\n"
-    path.with_suffix(".txt").write_text(text)
+    text = "\n".join([table, "", *dict.fromkeys(_where(row.get("machine", {})) for row in rows)])
+    path.with_suffix(".txt").write_text(f"{text}\n")
     print(text)
     return path
 
@@ -49,6 +48,10 @@ def read_rows(name: str) -> list[dict[str, Any]]:
     """The rows of `results/NAME.jsonl`; none where there is no such file."""
     path = RESULTS / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _where(machine: dict[str, Any]) -> str:
+    return f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('date')}, {machine.get('versions')}"
 
 
 def _cell(value: Any) -> str:
