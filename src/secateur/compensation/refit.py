@@ -141,14 +141,18 @@ def equal_batches(batches: Iterable[Inputs], like: Inputs | None = None) -> list
     found = list(batches)
     if not found:
         raise DataError("There are no calibration batches. Pass inputs without labels, for example x.split(64).")
-    shapes = [[tuple(t.shape) for t in tensors_in(as_call(b))] for b in found]
+    shapes = [_shapes(b) for b in found]
     if len(found) > 1 and shapes[-1] != shapes[0]:
         found, shapes = found[:-1], shapes[:-1]
-    first = shapes[0] if like is None else [tuple(t.shape) for t in tensors_in(as_call(like))]
+    first = shapes[0] if like is None else _shapes(like)
     odd = next((s for s in shapes if s != first), None)
     if odd is not None:
         raise DataError(f"Calibration batches differ: {first} and {odd}. Pass batches of one shape.")
     return found
+
+
+def _shapes(batch: Inputs) -> list[tuple[int, ...]]:
+    return [tuple(t.shape) for t in tensors_in(as_call(batch))]
 
 
 class _Job:
