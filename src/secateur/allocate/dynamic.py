@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from secateur.allocate.blocks import Block
-from secateur.allocate.lagrangian import Choice, binding, error_of, least_error
+from secateur.allocate.lagrangian import Choice, binding, error_of, fill, least_error
 from secateur.allocate.methods import ALLOCATIONS, AllocationMethod
-from secateur.allocate.steps import price_steps, step_costs, step_gains
-from secateur.allocate.walk import ROUNDING, Meter, shortfall, spend
+from secateur.allocate.steps import step_costs, step_gains
+from secateur.allocate.walk import ROUNDING, Meter
 from secateur.errors import ConfigError
 
 MAX_SOLVES = 24  # knapsacks per allocation; each has a new place or a smaller radius
@@ -54,7 +54,7 @@ class DynamicProgram(AllocationMethod):
     def choose(self, blocks: Sequence[Block], gains: Mapping[str, Tensor], meter: Meter) -> tuple[Tensor, list[str]]:
         """Return the best choice that was met."""
         best = least_error(blocks, gains, meter)
-        if not meter.fits(best.levels):  # even the floors cost too much
+        if not meter.fits(best.levels):
             return best.levels, best.notes
         saved = [step_gains(block, gains) for block in blocks]
         radius = max((len(steps) for steps in saved), default=0)
@@ -93,7 +93,7 @@ class DynamicProgram(AllocationMethod):
         levels = low + torch.tensor(picks)
         if not meter.fits(levels):
             return None
-        levels, notes = _fill(blocks, saved, costs, meter, levels)
+        levels, notes = fill(blocks, saved, costs, meter, levels)
         return Choice(error_of(blocks, saved, levels), levels, notes)
 
 
@@ -148,21 +148,3 @@ def _frontier(costs: Tensor, errors: Tensor, limit: float, n: int) -> Tensor:
         is_last[0] = True  # the cheapest, which keeps every later item within reach
         front = front[is_last]
     return front
-
-
-def _fill(
-    blocks: Sequence[Block], saved: Sequence[Tensor], costs: Sequence[Tensor], meter: Meter, levels: Tensor
-) -> tuple[Tensor, list[str]]:
-    """Spend what is left of the budget from `levels` upwards; each block then goes back to its best level so far."""
-    rest, prices = [], []
-    for block, gain, cost, level in zip(blocks, saved, costs, levels.tolist(), strict=True):
-        rest.append(replace(block, lowest=level))
-        prices.append(price_steps(gain[level - block.lowest :], cost[level - block.lowest :]))
-    reached, notes = spend(rest, prices, meter)
-    best = []
-    for block, gain, start, end in zip(blocks, saved, levels.tolist(), reached.tolist(), strict=True):
-        won = torch.cat([gain.new_zeros(1), gain[start - block.lowest : end - block.lowest].cumsum(0)])
-        best.append(start + int((won == won.max()).nonzero()[-1]))
-    if best == reached.tolist():
-        return reached, notes
-    return torch.tensor(best), shortfall(meter, torch.tensor(best))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.allocate.blocks import Block
 from secateur.allocate.methods import ALLOCATIONS, AllocationMethod, Global, Uniform
 from secateur.allocate.steps import price_steps, step_costs, step_gains
-from secateur.allocate.walk import Meter, spend
+from secateur.allocate.walk import Meter, shortfall, spend
 
 MAX_ROUNDS = 12  # new linearisations of the cost; most choices settle after six
 
@@ -35,7 +35,8 @@ class Lagrangian(AllocationMethod):
     through prices is raising the multiplier. Costs are fractions of the budget that binds, the one with the least room
     left. The cost of a step depends on the widths of other groups (MACs of neighbours are products), so costs are taken
     at the last choice, averaged with those before, and the choice repeated until it stays. Every choice on the way
-    fits; the one of least error wins. The first is the better of `Uniform` and `Global`: it is never worse than these.
+    fits, and room that it leaves goes to the steps that still fit, but not to any that raises the error; the choice of
+    least error wins. The first is the better of `Uniform` and `Global`: it is never worse than these.
 
     Scores count as errors that add up; `ErrorCurve`s (elimination paths, measured losses) are taken as they are.
     Source: Shoham and Gersho, "Efficient Bit Allocation for an Arbitrary Set of Quantizers", IEEE Trans. ASSP 1988.
@@ -62,18 +63,46 @@ def least_error(blocks: Sequence[Block], gains: Mapping[str, Tensor], meter: Met
         levels, notes = spend(blocks, prices, meter)
         return Choice(error_of(blocks, saved, levels), levels, notes)
 
-    best = min(choice(Uniform().prices(blocks, gains)), choice(Global().prices(blocks, gains)), key=_error)
-    seen = {tuple(best.levels.tolist())}
-    costs = step_costs(blocks, meter, best.levels, binding(meter, best.levels))
+    def filled(start: Choice, costs: Sequence[Tensor]) -> Choice:
+        levels, notes = fill(blocks, saved, costs, meter, start.levels)
+        return Choice(error_of(blocks, saved, levels), levels, notes)
+
+    start = min(choice(Uniform().prices(blocks, gains)), choice(Global().prices(blocks, gains)), key=_error)
+    if not meter.fits(start.levels):  # even the floors cost too much
+        return start
+    seen = {tuple(start.levels.tolist())}
+    costs = step_costs(blocks, meter, start.levels, binding(meter, start.levels))
+    best = filled(start, costs)
     for _ in range(MAX_ROUNDS):
         found = choice([price_steps(gain, cost) for gain, cost in zip(saved, costs, strict=True)])
         if tuple(found.levels.tolist()) in seen:
             break
         seen.add(tuple(found.levels.tolist()))
-        best = min(best, found, key=_error)
         here = step_costs(blocks, meter, found.levels, binding(meter, found.levels))
+        best = min(best, filled(found, here), key=_error)
         costs = [(old + new) / 2 for old, new in zip(costs, here, strict=True)]  # damps swings between neighbours
     return best
+
+
+def fill(
+    blocks: Sequence[Block], saved: Sequence[Tensor], costs: Sequence[Tensor], meter: Meter, levels: Tensor
+) -> tuple[Tensor, list[str]]:
+    """Spend what is left of the budget from `levels` upwards: on any step that fits, the one that saves most first.
+
+    Each block then goes back to its best level so far: no step is taken that raises the error.
+    """
+    rest, prices = [], []
+    for block, gain, cost, level in zip(blocks, saved, costs, levels.tolist(), strict=True):
+        rest.append(replace(block, lowest=level))
+        prices.append(price_steps(gain[level - block.lowest :], cost[level - block.lowest :]))
+    reached, notes = spend(rest, prices, meter, tolerance=0.0)
+    best = []
+    for block, gain, start, end in zip(blocks, saved, levels.tolist(), reached.tolist(), strict=True):
+        won = torch.cat([gain.new_zeros(1), gain[start - block.lowest : end - block.lowest].cumsum(0)])
+        best.append(start + int((won == won.max()).nonzero()[-1]))
+    if best == reached.tolist():
+        return reached, notes
+    return torch.tensor(best), shortfall(meter, torch.tensor(best))
 
 
 def error_of(blocks: Sequence[Block], saved: Sequence[Tensor], levels: Tensor) -> float:

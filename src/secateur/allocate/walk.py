@@ -1,7 +1,7 @@
 """Spending a budget: steps of groups, cheapest first, as far as the budget allows.
 
 Bisection finds the longest run of steps that fits. Runs are nested, so a smaller budget never keeps more of any group.
-Where the next step is too coarse and the run ends more than `TOLERANCE` below the budget, the block of that step stays
+Where the next step is too coarse and the run ends more than a tolerance below the budget, the block of that step stays
 as it is and the others go on, at most `MAX_SKIPS` times; nesting then gives way to meeting the budget.
 """
 
@@ -17,7 +17,7 @@ from secateur.allocate.budget import MEASURES, Budget, Space
 from secateur.errors import ConfigError
 
 TOLERANCE = 0.02  # of dense: how far below the budget still meets it
-MAX_SKIPS = 64  # blocks that may be left behind because their next step is too coarse; each costs one bisection
+MAX_SKIPS = 64  # blocks that may be left behind because their next step is too coarse; each costs one search
 ROUNDING = 1e-9  # of dense: forgives the binary form of budgets such as 0.3
 
 
@@ -83,11 +83,14 @@ class Meter:
         return all(slack >= -ROUNDING for slack in self.slack(levels).values())
 
 
-def spend(blocks: Sequence[Block], prices: Sequence[Tensor], meter: Meter) -> tuple[Tensor, list[str]]:
+def spend(
+    blocks: Sequence[Block], prices: Sequence[Tensor], meter: Meter, tolerance: float = TOLERANCE
+) -> tuple[Tensor, list[str]]:
     """Take steps in ascending price from the floors while they fit.
 
     Args:
         prices: per block, (highest - lowest,), never falling.
+        tolerance: of dense; how near to the budget is near enough to leave the other steps. 0 tries them all.
     Returns:
         (len(blocks),) int64 levels, and notes: why the budget is missed, if it is.
     """
@@ -99,9 +102,9 @@ def spend(blocks: Sequence[Block], prices: Sequence[Tensor], meter: Meter) -> tu
     steps = owners[torch.sort(torch.cat(list(prices)), stable=True).indices]
     skipped: list[Block] = []
     for _ in range(MAX_SKIPS):
-        n_taken = _longest_run(steps, levels, meter)
+        n_taken = _longest_run(steps, levels, meter, first=1 if skipped else len(steps))  # later runs are short
         levels = _after(steps[:n_taken], levels)
-        if n_taken == len(steps) or min(meter.slack(levels).values(), default=0.0) <= TOLERANCE:
+        if n_taken == len(steps) or min(meter.slack(levels).values(), default=0.0) <= tolerance:
             break
         coarse = int(steps[n_taken])
         skipped.append(blocks[coarse])
@@ -114,11 +117,17 @@ def _after(steps: Tensor, levels: Tensor) -> Tensor:
     return levels + torch.bincount(steps, minlength=len(levels))
 
 
-def _longest_run(steps: Tensor, levels: Tensor, meter: Meter) -> int:
-    """Return the largest n such that the first n steps fit. No step at all fits, by assumption."""
-    if meter.fits(_after(steps, levels)):
-        return len(steps)
-    fits, too_many = 0, len(steps)
+def _longest_run(steps: Tensor, levels: Tensor, meter: Meter, first: int) -> int:
+    """Return the largest n such that the first n steps fit. No step at all fits, by assumption.
+
+    Args:
+        first: the number that is tried first, and doubled while it fits.
+    """
+    fits, too_many = 0, first
+    while meter.fits(_after(steps[:too_many], levels)):
+        if too_many >= len(steps):
+            return len(steps)
+        fits, too_many = too_many, min(2 * too_many, len(steps))
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
         if meter.fits(_after(steps[:middle], levels)):
