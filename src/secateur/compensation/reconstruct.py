@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 
+from secateur.compensation.bases import Basis
 from secateur.compensation.config import ReconstructConfig
 from secateur.compensation.segments import Segment
 from secateur.errors import ConfigError, first_line
@@ -46,20 +47,25 @@ Loss = Callable[[int, Tensor], Tensor]
 
 
 def reconstruct_(
-    segment: Segment, runs: Sequence[Run], targets: Sequence[Tensor], config: ReconstructConfig
+    segment: Segment,
+    runs: Sequence[Run],
+    targets: Sequence[Tensor],
+    config: ReconstructConfig,
+    bases: Mapping[str, Basis],
 ) -> Reconstructed:
     """Fit the parameters of a segment in place: min sum over batches |out - target|^2.
 
     Args:
         runs: the pruned network's, each before the segment's first operator; they are left there.
         targets: what the segment should give, batch by batch.
+        bases: see `fit_`.
     """
     energy = max(float(sum(t.double().var() for t in targets)) / len(targets), 1e-30)
 
     def loss(i: int, out: Tensor) -> Tensor:
         return (out - wide(targets[i])).square().mean() / energy
 
-    return fit_(segment, runs, loss, config.epochs, config.lr, config)
+    return fit_(segment, runs, loss, config.epochs, config.lr, config, bases)
 
 
 def n_fitted(n_batches: int) -> int:
@@ -68,29 +74,45 @@ def n_fitted(n_batches: int) -> int:
 
 
 def fit_(
-    segment: Segment, runs: Sequence[Run], loss: Loss, epochs: int, lr: float, config: ReconstructConfig
+    segment: Segment,
+    runs: Sequence[Run],
+    loss: Loss,
+    epochs: int,
+    lr: float,
+    config: ReconstructConfig,
+    bases: Mapping[str, Basis],
 ) -> Reconstructed:
-    """Fit the parameters of a segment in place to the least mean loss, by Adam.
+    """Fit the parameters of a segment in place to the least mean loss, by Adam along the axes of what layers read.
 
     Args:
         runs: the pruned network's, each before the segment's first operator; they are left there.
         loss: one batch in eight, sixteen at most, is not fitted to, and decides whether the fit is kept.
         lr: the first step, relative to the root mean square of a matrix; a tenth of it for vectors.
         config: gives the precision and the seed.
+        bases: by the key of a weight, the coordinates that it is fitted in; others are fitted as they are.
     Raises:
         ConfigError: an operator does not run in the precision.
+    Source: George et al., "Fast approximate natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018,
+        and Vyas et al., "SOAP", ICLR 2025, for scales of steps along eigenvectors.
+    Differs: these are of the inputs alone, known from the calibration data before the fit, and stay.
     """
     dtype = config.dtype
     program = runs[0].program
     fixed = program.fixed
     folds = {at: norm for at, norm in program.folds.items() if segment.start <= at and norm.index < segment.stop}
     start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
-    fitted = {i: wide(t).clone().requires_grad_() for i, t in start.items()}
+    turned = {v.index: bases[v.key] for v in segment.parameters if v.key in bases}
+    fitted = {
+        i: (turned[i].coordinates(t) if i in turned else wide(t).clone()).requires_grad_() for i, t in start.items()
+    }
     n_seen = n_fitted(len(runs))
     seen, unseen = range(n_seen), range(n_seen, len(runs))
 
+    def weights() -> dict[int, Tensor]:
+        return {i: turned[i].weight(t, start[i]) if i in turned else t.to(start[i].dtype) for i, t in fitted.items()}
+
     def loss_of(i: int, instead: dict[int, Tensor]) -> Tensor:
-        run = runs[i].fork({index: t.to(fixed[index].dtype) for index, t in instead.items()}, dtype, folds)
+        run = runs[i].fork(instead, dtype, folds)
         run.advance(segment.stop)
         return loss(i, wide(run[segment.out]))
 
@@ -109,18 +131,19 @@ def fit_(
     for _ in range(epochs):
         for i in torch.randperm(len(seen), generator=generator).tolist():
             with torch.enable_grad():
-                value = loss_of(i, fitted)
+                value = loss_of(i, weights())
             optimizer.zero_grad()
             torch.autograd.backward(value)
             optimizer.step()
             schedule.step()
-    after = unseen_loss(fitted)
-    weights = tuple(r.weight for r in segment.readers)
+    found = weights()
+    after = unseen_loss(found)
+    keys = tuple(r.weight for r in segment.readers)
     if not after < before:
-        return Reconstructed(weights, before, before)
-    for i, t in fitted.items():
+        return Reconstructed(keys, before, before)
+    for i, t in found.items():
         fixed[i].copy_(t.detach())
-    return Reconstructed(weights, before, after)
+    return Reconstructed(keys, before, after)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from secateur.compensation.bases import Basis
 from secateur.compensation.config import CompensateConfig
 from secateur.compensation.distance import distance
 from secateur.compensation.moments import Moments, fit
@@ -164,6 +165,7 @@ class _Job:
         self.config = config
         self.tensors = named_tensors(pair.pruned.model)
         self.users = find_users(pair.pruned.trace)
+        self.bases: dict[str, Basis] = {}  # of the weights that are to be fitted
         self.has_changed = False
 
     def save(self) -> None:
@@ -191,11 +193,14 @@ class _Job:
             return []
         self.has_changed = True
         weight = self.tensors[reader.weight]
-        found = fit([Moments.sum(f) for f in folds if f], reader.matrix(weight), has_shift=reader.shift is not None)
+        parts = [Moments.sum(f) for f in folds if f]
+        found = fit(parts, reader.matrix(weight), has_shift=reader.shift is not None)
         weight.copy_(reader.weight_of(found.weight, weight))
         if reader.shift is not None:
             shift, by = self.tensors[reader.shift], found.shift.flatten()
             shift.copy_(shift - by if reader.is_mean else by)
+        if self.config.reconstruct is not None and (basis := Basis.of(reader, Moments.sum(parts), weight)) is not None:
+            self.bases[reader.weight] = basis
         return [Refit(reader.weight, found.before, found.after)]
 
     def reconstruct(self, segment: Segment) -> list[Reconstructed]:
@@ -210,12 +215,14 @@ class _Job:
             for step in self.runs:
                 step.dense.advance(stop)
             targets = [self.pair.expected(step.dense, twin) for step in self.runs]
-            result = [reconstruct_(segment, self.saved, targets, settings)]
+            result = [reconstruct_(segment, self.saved, targets, settings, self.bases)]
             for step, run in zip(self.runs, self.saved, strict=True):
                 step.pruned = run
         for step in self.runs:
             step.pruned.advance(segment.stop)
         self.save()
+        if not settings.end_epochs:
+            self.bases.clear()
         return result
 
     def finish(self, batches: Sequence[Inputs], readers: list[Reader], *, is_known: bool) -> list[Reconstructed]:
@@ -253,7 +260,7 @@ class _Job:
             return distance(settings.distance, target(i).to(out.dtype), out)
 
         runs = [step.pruned for step in starts]
-        return [fit_(segment, runs, loss, settings.end_epochs, settings.end_lr, settings)]
+        return [fit_(segment, runs, loss, settings.end_epochs, settings.end_lr, settings, self.bases)]
 
     def _drops(self, op: int, reader: Reader) -> bool:
         """True where the weight has lost columns: rows alone leave what remains as it was."""
