@@ -172,6 +172,18 @@ def test_nothing_more_fits_where_the_budget_is_missed(case, budget, kind):
 
 
 @SETTINGS
+@given(cases(ties=False, round_to=(1,)), budgets(), st.sampled_from([Lagrangian, DynamicProgram]))
+def test_least_error_leaves_no_room_for_another_step(case, budget, kind):
+    """Scores are never negative, so every step that fits is worth taking, however little room is left."""
+    found = case.allocate(kind, budget)
+    counts = {name: len(kept) for name, kept in found.keep.items()}
+    for name, size in case.space.sizes.items():
+        if counts[name] < size:
+            kept = kept_parts(case.space, counts | {name: counts[name] + 1})
+            assert any(kept[of] > asked for of, asked in as_fractions(case.space, budget).values())
+
+
+@SETTINGS
 @given(cases(), budgets(), methods)
 def test_floors_and_multiples_are_respected(case, budget, kind):
     for name, kept in case.allocate(kind, budget).keep.items():
