@@ -42,7 +42,7 @@ PROBE_TOKENS = 128  # longest sentence that is embedded
 N_AG_TRAIN = 6000
 SETTINGS = (
     *("model", "samples", "length", "batch", "curve_batches", "levels", "probes", "windows"),
-    *("epochs", "lr", "end_epochs", "end_lr", "threads"),
+    *("epochs", "lr", "end_epochs", "end_lr", "precision", "threads"),
 )
 """What stands in every row of how it was made."""
 Measured = dict[str, float]
@@ -249,6 +249,7 @@ def compensation(method: str, task: Task, args: argparse.Namespace, seed: int) -
             end_epochs=args.end_epochs,
             end_lr=args.end_lr,
             distance=task.elimination.distance,
+            precision=args.precision,
             seed=seed,
         )
     )
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.004)
     parser.add_argument("--end-epochs", type=int, default=6, help="of the fit of the whole network")
     parser.add_argument("--end-lr", type=float, default=0.001)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the fits")
     parser.add_argument("--windows", type=int, default=24, help="of 512 tokens that perplexity is measured on")
     parser.add_argument("--ours", nargs="*", default=["closed form", "fitted"], choices=["closed form", "fitted"])
     parser.add_argument("--others", nargs="*", default=["random", "l2", "wanda"])

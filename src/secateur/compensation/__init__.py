@@ -2,7 +2,7 @@
 
 from secateur.compensation.config import CompensateConfig, ReconstructConfig
 from secateur.compensation.curves import error_curves
-from secateur.compensation.norms import reestimate_norms_
+from secateur.compensation.norms import rebase_norms_, reestimate_norms_
 from secateur.compensation.refit import CompensateReport, Refit, compensate_
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "Refit",
     "compensate_",
     "error_curves",
+    "rebase_norms_",
     "reestimate_norms_",
 ]

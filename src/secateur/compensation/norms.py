@@ -1,14 +1,18 @@
-"""Batch-norm statistics, measured again on a network whose weights have changed."""
+"""Batch-norm statistics, measured on a network whose weights have changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from secateur.tensors import Inputs, on_device
+from secateur.measure.modes import eval_mode
+from secateur.tensors import Inputs, on_device, wide
 
 
 def reestimate_norms_(model: nn.Module, batches: Iterable[Inputs]) -> int:
@@ -24,22 +28,94 @@ def reestimate_norms_(model: nn.Module, batches: Iterable[Inputs]) -> int:
     >>> reestimate_norms_(net, [torch.tensor([[1.0], [3.0]])]), net[0].running_mean.tolist(), net.training
     (1, [2.0], True)
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    flags = {module: module.training for module in model.modules()}
+    norms = _norms(model)
     momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over batches
-        norm.train()
-    try:
-        with torch.no_grad():
-            for inputs in batches if norms else ():
-                args, kwargs = on_device(model, inputs)
-                model(*args, **kwargs)
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, training in flags.items():
-            module.training = training
+    with eval_mode(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over batches
+            norm.train()
+        try:
+            _run(model, batches if norms else ())
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
     return len(norms)
+
+
+def rebase_norms_(model: nn.Module, batches: Iterable[Inputs]) -> int:
+    """Set batch norms' statistics to those of the data; scale and shift make up for it, so outputs stay what they are.
+
+    gamma <- gamma * sqrt((var of the data + eps) / (var + eps))
+    beta <- beta + gamma * (mean of the data - mean) / sqrt(var + eps), with gamma as it was
+
+    Training normalises by the statistics of its batches. It goes on from what the network computes in eval mode only
+    where the norms' own statistics are the data's; weights that were solved for again leave them apart.
+
+    Args:
+        batches: inputs without labels, of one size.
+    Returns:
+        How many norms were changed. Norms without scale and shift of their own, or below float32, stay as they are.
+
+    >>> net = nn.Sequential(nn.BatchNorm1d(1)).eval()
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> before = net(x)
+    >>> rebase_norms_(net, [x]), net[0].running_mean.tolist(), torch.allclose(net(x), before)
+    (1, [2.0], True)
+    """
+    n_users = Counter(id(p) for module in model.modules() for p in module._parameters.values())
+    norms = [norm for norm in _norms(model) if _is_own(norm, n_users)]
+    seen: dict[_BatchNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+    with eval_mode(model), _watched(seen):
+        _run(model, batches if norms else ())
+    with torch.no_grad():
+        for norm, found in seen.items():
+            if found:
+                variances, means = (torch.stack(part) for part in zip(*found, strict=True))
+                mean = means.mean(0)
+                _rebase_(norm, mean, (variances + means.square()).mean(0) - mean.square())
+    return sum(bool(found) for found in seen.values())
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def _is_own(norm: _BatchNorm, n_users: Counter[int]) -> bool:
+    """True where scale and shift are parameters that nothing else holds, in float32 at least."""
+    both = [norm._parameters.get(name) for name in ("weight", "bias")]
+    return all(p is not None and n_users[id(p)] == 1 and wide(p).dtype == p.dtype for p in both)
+
+
+@contextmanager
+def _watched(seen: dict[_BatchNorm, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
+    """Within it, each norm's list grows by the (variance, mean) per channel of whatever it reads."""
+
+    def watch(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(norm, _BatchNorm)
+        x = wide(args[0])
+        seen[norm].append(torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0))
+
+    handles = [norm.register_forward_pre_hook(watch) for norm in seen]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rebase_(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    before = (norm.running_var + norm.eps).sqrt()
+    norm.bias.add_(norm.weight * (mean - norm.running_mean) / before)
+    norm.weight.mul_((var.clamp(min=0) + norm.eps).sqrt() / before)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(var.clamp(min=0))
+
+
+def _run(model: nn.Module, batches: Iterable[Inputs]) -> None:
+    with torch.no_grad():
+        for inputs in batches:
+            args, kwargs = on_device(model, inputs)
+            model(*args, **kwargs)

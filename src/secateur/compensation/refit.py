@@ -18,6 +18,7 @@ from secateur.compensation.bases import Basis
 from secateur.compensation.config import CompensateConfig
 from secateur.compensation.distance import distance
 from secateur.compensation.moments import Moments, fit
+from secateur.compensation.norms import rebase_norms_
 from secateur.compensation.pair import Lockstep, Pair
 from secateur.compensation.readers import Reader, find_readers, find_users
 from secateur.compensation.reconstruct import Reconstructed, fit_, n_fitted, reconstruct_
@@ -28,6 +29,8 @@ from secateur.plans import Plan
 from secateur.tensors import Inputs, as_call, named_tensors, tensors_in
 
 _N_FOLDS = 2
+_N_MEASURED = 16
+"""Batches that norms' statistics are measured on at last."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def compensate_(
 
     Args:
         model: the dense network; it is not changed.
-        small: the pruned one, `apply(model, plan)`; its weights, biases and batch norms' means change in place.
+        small: the pruned one, `apply(model, plan)`; its weights, biases and batch norms change in place. The norms end
+            with the statistics of the batches, so that training can go on from what the network computes.
         plan: what was removed.
         batches: calibration inputs without labels, all of one shape; a smaller last batch is left out. What a layer
             needs of all of them is in memory at once.
@@ -130,6 +134,8 @@ def compensate_(
             if progress is not None:
                 progress(i + 1, len(readers))
         fitted += job.finish(given if last is None else last, readers, is_known=last is None)
+    if job.has_changed:
+        rebase_norms_(small, given[:_N_MEASURED])
     return CompensateReport(tuple(layers), tuple(fitted), tuple(skipped))
 
 
