@@ -38,7 +38,8 @@ LAST = "torch-pruning taylor, norms re-estimated"  # row of the baselines
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 FIT = ReconstructConfig(epochs=1, end_epochs=3, end_lr=0.01, distance="mse", precision="bf16")
 PLANNED = 512  # of the images are planned on: all of them take longer, and gave no better plans on held-out ones
-N_SOLVED, N_DRAWS = 64, 2  # batches of views that weights are solved for on; draws of views for the last fit
+N_SOLVED = 112  # batches of views that weights are solved for on, and blocks are fitted on
+TURNED = (False, True)  # draws of views for the last fit: whether images are turned and scaled too
 Data = tuple[Tensor, Tensor]
 
 
@@ -170,10 +171,13 @@ def elimination(model: nn.Module, x: Tensor, kept: float, seed: int) -> tuple[se
     return plan, secateur.apply(model, plan)
 
 
-def views(x: Tensor, seed: int) -> list[Tensor]:
+def views(x: Tensor, seed: int, *, is_turned: bool = False) -> list[Tensor]:
     """Batches of eight views of each image: four shifted and mirrored, two with a patch of another, two mixed with it.
 
     The dense network has learnt the images by heart; on mixed ones, too, it says what it would say of unseen ones.
+
+    Args:
+        is_turned: turn and scale all of them besides.
     """
     generator = torch.Generator().manual_seed(seed)
     shift = ShiftFlip(shift_px=4, flip=True)
@@ -181,9 +185,18 @@ def views(x: Tensor, seed: int) -> list[Tensor]:
     made = []
     for way in ways * 2:
         moved = shift(x, generator)
+        moved = turned(moved, generator) if is_turned else moved
         made.append(way(moved, moved[torch.randperm(len(x), generator=generator)]))
     images = torch.cat(made)
     return list(images[torch.randperm(len(images), generator=generator)].split(64))
+
+
+def turned(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned by up to 0.2 radians and scaled by up to 15 %; edges are mirrored."""
+    angle, scale = (torch.rand(2, len(x), generator=generator) * 2 - 1) * torch.tensor([[0.2], [0.15]])
+    rows = torch.stack([angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle], 1).view(-1, 2, 3)
+    grid = nn.functional.affine_grid((1 + scale)[:, None, None] * rows, list(x.shape), align_corners=False)
+    return nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
 def patched(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
@@ -206,7 +219,7 @@ def mixed(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
 
 def compensate(model: nn.Module, small: nn.Module, plan: secateur.Plan, x: Tensor, seed: int) -> None:
     """Solve for the weights again, fit segments, then all of it on other views of the images."""
-    last = [batch for draw in range(1, N_DRAWS + 1) for batch in views(x, seed + 1000 * draw)]
+    last = [batch for i, way in enumerate(TURNED, 1) for batch in views(x, seed + 1000 * i, is_turned=way)]
     config = CompensateConfig(reconstruct=FIT)
     compensate_(model, small, plan, views(x, seed)[:N_SOLVED], config, end_batches=last)
 
