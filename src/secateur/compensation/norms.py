@@ -72,8 +72,7 @@ def rebase_norms_(model: nn.Module, batches: Iterable[Inputs]) -> int:
         for norm, found in seen.items():
             if found:
                 variances, means = (torch.stack(part) for part in zip(*found, strict=True))
-                mean = means.mean(0)
-                _rebase_(norm, mean, (variances + means.square()).mean(0) - mean.square())
+                _rebase_(norm, means.mean(0), variances.mean(0) + means.var(0, correction=0))
     return sum(bool(found) for found in seen.values())
 
 
@@ -109,9 +108,9 @@ def _rebase_(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
     assert norm.running_var is not None
     before = (norm.running_var + norm.eps).sqrt()
     norm.bias.add_(norm.weight * (mean - norm.running_mean) / before)
-    norm.weight.mul_((var.clamp(min=0) + norm.eps).sqrt() / before)
+    norm.weight.mul_((var + norm.eps).sqrt() / before)
     norm.running_mean.copy_(mean)
-    norm.running_var.copy_(var.clamp(min=0))
+    norm.running_var.copy_(var)
 
 
 def _run(model: nn.Module, batches: Iterable[Inputs]) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -68,6 +69,36 @@ def reconstruct_(
     return fit_(segment, runs, loss, config.epochs, config.lr, config, bases)
 
 
+@dataclass(frozen=True)
+class _Moved:
+    """The parameters that a fit moves, each by the index of its value.
+
+    Attributes:
+        start: what they were.
+        bases: the axes along which some are moved.
+        leaves: what the optimizer moves: coordinates, or the parameter itself, in float32 at least.
+    """
+
+    start: dict[int, Tensor]
+    bases: dict[int, Basis]
+    leaves: dict[int, Tensor]
+
+    @classmethod
+    def of(cls, segment: Segment, fixed: Mapping[int, Tensor], bases: Mapping[str, Basis]) -> Self:
+        """Those of a segment, as they stand in a program."""
+        start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
+        along = {v.index: bases[v.key] for v in segment.parameters if v.key in bases}
+        leaves = {i: along[i].coordinates(t) if i in along else wide(t).clone() for i, t in start.items()}
+        return cls(start, along, {i: t.requires_grad_() for i, t in leaves.items()})
+
+    def weights(self) -> dict[int, Tensor]:
+        """The parameters where the leaves stand now, in their own dtypes. Gradients flow."""
+        return {
+            i: self.bases[i].weight(t, self.start[i]) if i in self.bases else t.to(self.start[i].dtype)
+            for i, t in self.leaves.items()
+        }
+
+
 def n_fitted(n_batches: int) -> int:
     """How many batches weights are fitted to; the others, the last ones, decide whether a fit is kept."""
     return n_batches - min(max(1, n_batches // _HELD_OUT), _MOST_HELD_OUT) if n_batches > 1 else n_batches
@@ -100,16 +131,9 @@ def fit_(
     program = runs[0].program
     fixed = program.fixed
     folds = {at: norm for at, norm in program.folds.items() if segment.start <= at and norm.index < segment.stop}
-    start = {v.index: fixed[v.index].detach().clone() for v in segment.parameters}
-    turned = {v.index: bases[v.key] for v in segment.parameters if v.key in bases}
-    fitted = {
-        i: (turned[i].coordinates(t) if i in turned else wide(t).clone()).requires_grad_() for i, t in start.items()
-    }
+    moved = _Moved.of(segment, fixed, bases)
     n_seen = n_fitted(len(runs))
     seen, unseen = range(n_seen), range(n_seen, len(runs))
-
-    def weights() -> dict[int, Tensor]:
-        return {i: turned[i].weight(t, start[i]) if i in turned else t.to(start[i].dtype) for i, t in fitted.items()}
 
     def loss_of(i: int, instead: dict[int, Tensor]) -> Tensor:
         run = runs[i].fork(instead, dtype, folds)
@@ -120,9 +144,9 @@ def fit_(
         return sum(float(loss_of(i, instead)) for i in unseen or seen) / len(unseen or seen)
 
     with _refused(dtype):
-        before = unseen_loss(start)
+        before = unseen_loss(moved.start)
     optimizer = Adam(
-        [{"params": [t], "lr": lr * _rms(t) * (1 if t.dim() > 1 else 0.1)} for t in fitted.values()],
+        [{"params": [t], "lr": lr * _rms(t) * (1 if t.dim() > 1 else 0.1)} for t in moved.leaves.values()],
         betas=(0.9, 0.99),
     )
     total = epochs * len(seen)
@@ -131,12 +155,12 @@ def fit_(
     for _ in range(epochs):
         for i in torch.randperm(len(seen), generator=generator).tolist():
             with torch.enable_grad():
-                value = loss_of(i, weights())
+                value = loss_of(i, moved.weights())
             optimizer.zero_grad()
             torch.autograd.backward(value)
             optimizer.step()
             schedule.step()
-    found = weights()
+    found = moved.weights()
     after = unseen_loss(found)
     keys = tuple(r.weight for r in segment.readers)
     if not after < before:
