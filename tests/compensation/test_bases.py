@@ -80,12 +80,10 @@ def test_gradients_reach_the_coordinates(layer: tuple[Reader, nn.Parameter, Tens
 
 def test_wide_layers_keep_their_own_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "MOST_INPUTS", 5)
-    reader, weight, seen = next(
-        (find_readers(trace(m, x, is_fake=False).trace)[0][0], m.weight, x[:, None])
-        for m, x in [(nn.Linear(6, 4), torch.ones(8, 6))]
-    )
-    assert isinstance(weight, nn.Parameter)
-    assert Basis.of(reader, Moments.of(seen, seen), weight) is None
+    model, x = nn.Linear(6, 4), torch.ones(8, 6)
+    (reader,) = find_readers(trace(model, x, is_fake=False).trace)[0]
+    seen = reader.inputs(x)
+    assert Basis.of(reader, Moments.of(seen, seen), model.weight) is None
 
 
 def correlated(n: int) -> Tensor:

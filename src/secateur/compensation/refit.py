@@ -205,7 +205,9 @@ class _Job:
         if reader.shift is not None:
             shift, by = self.tensors[reader.shift], found.shift.flatten()
             shift.copy_(shift - by if reader.is_mean else by)
-        if self.config.reconstruct is not None and (basis := Basis.of(reader, Moments.sum(parts), weight)) is not None:
+        settings = self.config.reconstruct
+        is_fitted = settings is not None and (settings.epochs or settings.end_epochs)
+        if is_fitted and (basis := Basis.of(reader, Moments.sum(parts), weight)) is not None:
             self.bases[reader.weight] = basis
         return [Refit(reader.weight, found.before, found.after)]
 
