@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.measure.modes import eval_mode
 from secateur.tensors import Inputs, on_device, wide
+from secateur.watching import watch
 
 
 def reestimate_norms_(model: nn.Module, batches: Iterable[Inputs]) -> int:
@@ -36,7 +35,10 @@ def reestimate_norms_(model: nn.Module, batches: Iterable[Inputs]) -> int:
             norm.momentum = None  # a plain average over batches
             norm.train()
         try:
-            _run(model, batches if norms else ())
+            with torch.no_grad():
+                for inputs in batches if norms else ():
+                    args, kwargs = on_device(model, inputs)
+                    model(*args, **kwargs)
         finally:
             for norm, momentum in momenta.items():
                 norm.momentum = momentum
@@ -64,16 +66,19 @@ def rebase_norms_(model: nn.Module, batches: Iterable[Inputs]) -> int:
     (1, [2.0], True)
     """
     n_users = Counter(id(p) for module in model.modules() for p in module._parameters.values())
-    norms = [norm for norm in _norms(model) if _is_own(norm, n_users)]
-    seen: dict[_BatchNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
-    with eval_mode(model), _watched(seen):
-        _run(model, batches if norms else ())
+    norms = {str(i): norm for i, norm in enumerate(_norms(model)) if _is_own(norm, n_users)}
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}  # variance and mean of each call
+
+    def see(name: str, x: Tensor, _: Tensor) -> None:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        seen.setdefault(name, []).append(torch.var_mean(wide(x), axes, correction=0))
+
+    watch(model, norms, batches if norms else (), see)
     with torch.no_grad():
-        for norm, found in seen.items():
-            if found:
-                variances, means = (torch.stack(part) for part in zip(*found, strict=True))
-                _rebase_(norm, means.mean(0), variances.mean(0) + means.var(0, correction=0))
-    return sum(bool(found) for found in seen.values())
+        for name, found in seen.items():
+            variances, means = (torch.stack(part) for part in zip(*found, strict=True))
+            _rebase_(norms[name], means.mean(0), variances.mean(0) + means.var(0, correction=0))
+    return len(seen)
 
 
 def _norms(model: nn.Module) -> list[_BatchNorm]:
@@ -86,23 +91,6 @@ def _is_own(norm: _BatchNorm, n_users: Counter[int]) -> bool:
     return all(p is not None and n_users[id(p)] == 1 and wide(p).dtype == p.dtype for p in both)
 
 
-@contextmanager
-def _watched(seen: dict[_BatchNorm, list[tuple[Tensor, Tensor]]]) -> Iterator[None]:
-    """Within it, each norm's list grows by the (variance, mean) per channel of whatever it reads."""
-
-    def watch(norm: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(norm, _BatchNorm)
-        x = wide(args[0])
-        seen[norm].append(torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0))
-
-    handles = [norm.register_forward_pre_hook(watch) for norm in seen]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _rebase_(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -111,10 +99,3 @@ def _rebase_(norm: _BatchNorm, mean: Tensor, var: Tensor) -> None:
     norm.weight.mul_((var + norm.eps).sqrt() / before)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(var)
-
-
-def _run(model: nn.Module, batches: Iterable[Inputs]) -> None:
-    with torch.no_grad():
-        for inputs in batches:
-            args, kwargs = on_device(model, inputs)
-            model(*args, **kwargs)
