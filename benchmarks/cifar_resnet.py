@@ -54,7 +54,8 @@ def guided(seed: int, epochs: int, lr: float = 0.01) -> Finetune:
         optimizer="sgd",
         weight_decay=1e-4,
         augment=ShiftFlip(shift_px=4, flip=True),
-        precision="bf16",
+        precision="auto",
+        is_channels_last=True,
         is_compiled=True,
         seed=seed,
     )

@@ -36,7 +36,7 @@ JOBS = ["cifar_resnet20:0.5", "cifar_resnet56:0.5", "cifar_resnet56:0.6667", "ci
 METHODS = ("compensation", "baselines")
 LAST = "torch-pruning taylor, norms re-estimated"  # row of the baselines
 EXAMPLE = torch.zeros(1, 3, 32, 32)
-FIT = ReconstructConfig(epochs=1, end_epochs=3, end_lr=0.01, distance="mse", precision="bf16")
+FIT = ReconstructConfig(epochs=1, end_epochs=3, end_lr=0.01, distance="mse", precision="auto")
 PLANNED = 512  # of the images are planned on: all of them take longer, and gave no better plans on held-out ones
 N_SOLVED = 112  # batches of views that weights are solved for on, and blocks are fitted on
 TURNED = (False, True)  # draws of views for the last fit: whether images are turned and scaled too
@@ -187,7 +187,7 @@ def views(x: Tensor, seed: int, *, is_turned: bool = False) -> list[Tensor]:
         moved = shift(x, generator)
         moved = turned(moved, generator) if is_turned else moved
         made.append(way(moved, moved[torch.randperm(len(x), generator=generator)]))
-    images = torch.cat(made)
+    images = torch.cat(made).contiguous(memory_format=torch.channels_last)
     return list(images[torch.randperm(len(images), generator=generator)].split(64))
 
 

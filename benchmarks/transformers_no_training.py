@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.004)
     parser.add_argument("--end-epochs", type=int, default=6, help="of the fit of the whole network")
     parser.add_argument("--end-lr", type=float, default=0.001)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the fits")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "auto"], default="auto", help="of the fits")
     parser.add_argument("--windows", type=int, default=24, help="of 512 tokens that perplexity is measured on")
     parser.add_argument("--ours", nargs="*", default=["closed form", "fitted"], choices=["closed form", "fitted"])
     parser.add_argument("--others", nargs="*", default=["random", "l2", "wanda"])

@@ -65,6 +65,41 @@ def test_bf16_computes_in_bfloat16_and_learns_in_float32():
     assert history.last.train_loss < 0.1
 
 
+@pytest.fixture
+def images() -> ArrayDataset:
+    torch.manual_seed(0)
+    return ArrayDataset(torch.randn(48, 3, 8, 8), torch.randint(3, (48,)))
+
+
+class Pictures(nn.Module):
+    """A convolution that remembers how its images lay in memory, then a way to flatten what it gives."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head, self.flatten, self.seen = nn.Conv2d(3, 4, 3), nn.Linear(144, 3), flatten, set()
+
+    def forward(self, x):
+        if self.training:
+            self.seen.add(x.is_contiguous(memory_format=torch.channels_last))
+        return self.head(self.flatten(self.conv(x).relu()))
+
+
+def test_channels_last_changes_where_numbers_lie_and_not_what_is_learnt(images):
+    models = [Pictures(lambda t: t.flatten(1)) for _ in range(2)]
+    for model, is_channels_last in zip(models, (False, True), strict=True):
+        fit_(model, images, config=quick(is_channels_last=is_channels_last), progress=False)
+        assert model.seen == {is_channels_last}
+    for a, b in zip(weights(models[0]), weights(models[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_views_its_images_is_told_to_leave_them_as_they_lie(images):
+    model = Pictures(lambda t: t.view(len(t), -1))
+    with pytest.raises(TrainError, match="Set is_channels_last=False"):
+        fit_(model, images, config=quick(is_channels_last=True), progress=False)
+
+
 @pytest.mark.slow
 def test_compiled_training_is_training():
     """Weights after three epochs, the last batch of each smaller, equal those of the same model run as it is."""

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from secateur.errors import ConfigError
+from secateur.precision import check_precision, product_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,8 @@ class ReconstructConfig:
         end_lr: as `lr`, of these passes.
         distance: between outputs, in these passes: "kl" for logits along the last axis, "mse" otherwise.
         precision: "bf16" computes products and convolutions in bfloat16 in all passes, in the last ones those of the
-            dense network too; weights, their steps and errors stay in float32.
+            dense network too; weights, their steps and errors stay in float32. "auto" does so where the device has
+            units for it.
         seed: of the order of batches.
     """
 
@@ -32,14 +34,13 @@ class ReconstructConfig:
     end_epochs: int = 0
     end_lr: float = 0.01
     distance: Literal["kl", "mse"] = "kl"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.distance not in ("kl", "mse"):
             raise ConfigError(f"distance={self.distance!r} is neither 'kl' nor 'mse'.")
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision={self.precision!r} is neither 'fp32' nor 'bf16'.")
+        check_precision(self.precision)
         if self.end_epochs < 0 or not 0 < self.end_lr < 1:
             raise ConfigError(f"end_epochs={self.end_epochs} must not be negative, end_lr={self.end_lr} in (0, 1).")
         if self.epochs < 0 or self.max_readers < 1 or not 0 < self.lr < 1:
@@ -48,10 +49,9 @@ class ReconstructConfig:
                 f" lr={self.lr} in (0, 1)."
             )
 
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """What passes compute in; None for the types of the weights."""
-        return torch.bfloat16 if self.precision == "bf16" else None
+    def dtype(self, device: torch.device) -> torch.dtype | None:
+        """What passes compute in on a device; None for the types of the weights."""
+        return product_dtype(self.precision, device)
 
 
 @dataclass(frozen=True, kw_only=True)

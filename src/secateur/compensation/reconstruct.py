@@ -127,9 +127,9 @@ def fit_(
         and Vyas et al., "SOAP", ICLR 2025, for scales of steps along eigenvectors.
     Differs: these are of the inputs alone, known from the calibration data before the fit, and stay.
     """
-    dtype = config.dtype
     program = runs[0].program
     fixed = program.fixed
+    dtype = config.dtype(next(program.model.parameters()).device)
     folds = {at: norm for at, norm in program.folds.items() if segment.start <= at and norm.index < segment.stop}
     moved = _Moved.of(segment, fixed, bases)
     n_seen = n_fitted(len(runs))

@@ -246,6 +246,7 @@ class _Job:
         if settings is None or not settings.end_epochs or not self.has_changed:
             return []
         dense = self.pair.dense
+        dtype = settings.dtype(next(dense.model.parameters()).device)
         room = sum(p.numel() for p in dense.model.parameters())
         is_kept = len(batches) * math.prod(dense.trace.outputs[0].shape) <= room
         targets: dict[int, torch.Tensor] = {}
@@ -259,7 +260,7 @@ class _Job:
             if i in targets:
                 return targets[i]
             with torch.no_grad():
-                found = starts[i].dense.fork(dtype=settings.dtype, folds=dense.folds).finish()[0]
+                found = starts[i].dense.fork(dtype=dtype, folds=dense.folds).finish()[0]
             if is_kept:
                 targets[i] = found
             return found

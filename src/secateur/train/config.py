@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.precision import check_precision
 from secateur.registry import Registry
 from secateur.train.augment import AUGMENTS, Augment
 from secateur.train.regularizers import REGULARIZERS, Regularizer
@@ -40,7 +41,8 @@ class TrainConfig:
     augment: Augment | None = None  # applied to x of (x, y) batches
     regularizers: tuple[Regularizer, ...] = ()  # penalties that are added to the loss
     patience: int | None = None  # stop after so many epochs without a new lowest validation loss
-    precision: str = "fp32"  # or bf16: products and convolutions in bfloat16 (autocast), weights in float32
+    precision: str = "fp32"  # or bf16: products and convolutions in bfloat16 (autocast); or auto: where that is fast
+    is_channels_last: bool = False  # images lie in memory pixel by pixel, which convolutions are faster on
     is_compiled: bool = False  # train a program made by torch.compile: for long runs, since making it takes minutes
     seed: int = 0
     num_threads: int | None = None  # CPU threads during training; None leaves them as they are
@@ -64,8 +66,7 @@ class TrainConfig:
         wrong = [f"{name}={getattr(self, name)}" for name, holds in rules.items() if not holds]
         if wrong:
             raise ConfigError(f"Out of range: {', '.join(wrong)}. Counts are at least 1, fractions lie in [0, 1).")
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision='{self.precision}' is neither fp32 nor bf16.")
+        check_precision(self.precision)
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"No optimizer '{self.optimizer}'. Known: {', '.join(sorted(OPTIMIZERS))}.")
 

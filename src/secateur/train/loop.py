@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from secateur.compiling import cant_compile, compiled, is_compilers, never_eager
 from secateur.data.batches import Batch, batches, labels_of, length, loader, logits_of
 from secateur.errors import ConfigError, TrainError
 from secateur.measure.modes import cpu_threads, eval_mode
+from secateur.precision import product_dtype
 from secateur.train.checkpoint import RunState, load_checkpoint_, save_checkpoint
 from secateur.train.config import TrainConfig, make_optimizer
 from secateur.train.guard import check_start, nonfinite_cause
@@ -53,6 +55,7 @@ class _Run:
     penalties: tuple[Penalty, ...]
     config: TrainConfig
     callbacks: Sequence[Callback]
+    products: torch.dtype | None  # what they are computed in, where that isn't the type of the weights
 
 
 def fit_(
@@ -95,7 +98,7 @@ def fit_(
         raise ConfigError(f"patience={config.patience} needs validation data. Pass val, or set patience=None.")
     path = None if checkpoint is None else Path(checkpoint)
     check_start(model, train, val)
-    with _borrowed_state(config), _compiling(model, config), _prepared(model, train, loss, config, callbacks) as run:
+    with _borrowed_state(config), _runnable(model, config), _prepared(model, train, loss, config, callbacks) as run:
         records = [] if path is None or not path.exists() else _resume_(path, run)
         resumed_from = len(records)
         steps_done, is_main = resumed_from * len(run.order), run.accelerator.is_main_process
@@ -123,12 +126,15 @@ def _borrowed_state(config: TrainConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _compiling(model: nn.Module, config: TrainConfig) -> Iterator[None]:
-    """Say what to do when the compiler fails; only steps know, since each makes the programs that it needs."""
+def _runnable(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+    """Say what to do when the model can't be run as the settings say; only steps know."""
     try:
         with never_eager() if config.is_compiled else nullcontext():
             yield
     except Exception as error:
+        if config.is_channels_last and "view size is not compatible" in str(error):
+            text = "views images as if their channels lay one after another"
+            raise TrainError(f"{type(model).__name__} {text}. Set is_channels_last=False.") from error
         if not (config.is_compiled and is_compilers(error)):
             raise
         advice = "Set is_compiled=False, or keep batches to fewer shapes."
@@ -164,6 +170,7 @@ def _prepared(
         penalties=penalties,
         config=config,
         callbacks=callbacks,
+        products=product_dtype(config.precision, accelerator.device),
     )
     try:
         yield run
@@ -201,7 +208,7 @@ def _train_epoch(run: _Run, epoch: int, advance: Advance) -> float:
         lr = cosine_lr(step, config.epochs * n_steps, lr=config.lr, warmup_fraction=config.warmup_fraction)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
-        batch = _augmented(batch, config, generator)
+        batch = _laid_out(_augmented(batch, config, generator), config)
         value = _step(run, batch, step, where=f"epoch {epoch}, step {i + 1} of {n_steps}")
         total += torch.tensor([value * len(labels_of(batch)), len(labels_of(batch))], dtype=torch.float64)
         for callback in run.callbacks:
@@ -222,10 +229,20 @@ def _augmented(batch: Batch, config: TrainConfig, generator: torch.Generator) ->
     return config.augment(batch[0], generator), batch[1]
 
 
+def _laid_out(batch: Batch, config: TrainConfig) -> Batch:
+    if not config.is_channels_last:
+        return batch
+    layout = torch.channels_last
+    laid: Batch = pytree.tree_map_only(
+        Tensor, lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t, batch
+    )
+    return laid
+
+
 def _step(run: _Run, batch: Batch, step: int, where: str) -> float:
     """Do one optimizer step and return the loss before it, without the penalties."""
-    kind, is_mixed = run.accelerator.device.type, run.config.precision == "bf16"
-    with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
+    kind = run.accelerator.device.type
+    with torch.autocast(kind, run.products, enabled=run.products is not None):
         value, _ = compute_loss(run.wrapped, batch, run.loss, label_smoothing=run.config.label_smoothing)
     loss = float(value.detach())
     if not _is_finite(loss):
