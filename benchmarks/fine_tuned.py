@@ -4,8 +4,8 @@ Needs the weights and CIFAR-10 as an npz (see no_training.py). Every pruned netw
 distillation, learning rate and augmentation for all), and stands in the table as its last epoch left it; `from scratch`
 is a narrower ResNet-56 of at most these MACs with fresh weights and a higher rate. Accuracy is top-1 on all of x_val,
 which nothing here chooses by. Rows that are there are kept, so that a long table can be made in several runs.
-All networks of a seed see the same batches in the same order, so the dense outputs are computed for the first alone;
-`seconds` of the others are without them.
+All networks of a seed see the same batches in the same order, so the dense outputs are computed for the first alone,
+and once for several runs where `--answers` names a file; `seconds` of the others are without them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,23 @@ RATES = {"from scratch": {"lr": 0.1}}  # the others' is `guided`'s own
 
 
 class Remembered(nn.Module):
-    """A network in eval mode that answers a batch that it has seen before from memory. Copies share the memory."""
+    """A network in eval mode that answers a batch that it has seen before from memory. Copies share the memory.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        path: a file that answers are read from, and written to by `save`.
+    """
+
+    def __init__(self, model: nn.Module, path: Path | None) -> None:
         super().__init__()
         self.program = compiled(model.eval())
-        self.known: dict[int, Tensor] = {}
+        self.path = path
+        is_there = path is not None and path.exists()
+        self.known: dict[int, Tensor] = torch.load(path, weights_only=True) if is_there else {}  # type: ignore[arg-type]
+
+    def save(self) -> None:
+        """Write what is known, where a file is named."""
+        if self.path is not None:
+            torch.save(self.known, self.path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -85,6 +96,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--kept", type=float, default=0.5, help="fraction of the MACs")
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
+    parser.add_argument("--answers", type=Path, help="file that the dense outputs are kept in, about 10 MB a seed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="fine_tuned", help="name of the files in results/")
     args = parser.parse_args()
@@ -94,10 +106,10 @@ def main() -> None:
     facts = {"samples": args.samples, "threads": args.threads, "machine": machine("torch-pruning")}
     rows = read_rows(args.output)
     table = Table(NAME, args.output, facts, dense, val, rows)
+    teacher = Remembered(dense, args.answers)
     done = {(row["method"], row["seed"], row["epochs"], row["asked"]) for row in rows}
     for seed in args.seeds:
         x, y = draw(train, args.samples, seed)
-        teacher = Remembered(dense)
         for method in args.methods:
             if (method, seed, args.epochs, args.kept) in done:
                 continue
@@ -109,6 +121,7 @@ def main() -> None:
             context = Context(dense=teacher, inputs=lambda n, x=x: x[:n], calibration=list, train=train)
             small = step.run(small, context).model
             seconds = time.perf_counter() - start
+            teacher.save()
             row = {"model": NAME, "method": method, "asked": args.kept, "epochs": args.epochs, "seed": seed}
             row |= {"before": before, **table.measured(small), "seconds": seconds, "step": repr(step)}
             rows.append({**row, **facts})
