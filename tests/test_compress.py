@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import secateur
 from secateur import Budget, CompressConfig, PruneConfig, compress, trace
+from secateur.compensation import CompensateConfig
 from secateur.compression import MeasureConfig, SplitConfig
 from secateur.data import ArrayDataset, DataSplits
 from secateur.errors import CaptureError, ConfigError, DataError, GroupError, PlanError
@@ -183,18 +183,43 @@ def test_inputs_alone_are_compensated_by_default():
     x = torch.randn(512, 6)
     budget = Budget(macs=0.5)
     by_default = compress(net, x, budget=budget, progress=False)
-    by_magnitude = compress(net, x, budget=budget, config=CompressConfig(finetune=None), progress=False)
+    by_l2 = CompressConfig(prune=PruneConfig(), compensate=None)
+    by_magnitude = compress(net, x, budget=budget, config=by_l2, progress=False)
     errors = [(done.model(x) - net(x)).square().mean() for done in (by_default, by_magnitude)]
     assert errors[0] < 0.2 * errors[1]
     assert by_default.plan.config["criterion"]["name"] == "elimination"
     assert "solved for again" in "\n".join(by_default.report.notes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "has_labels", "criterion", "is_compensated", "is_tuned"),
+    [
+        ({}, True, "l2", False, True),
+        ({}, False, "elimination", True, False),
+        ({"finetune": None}, True, "elimination", True, False),
+        ({"prune": PruneConfig(criterion="l1")}, False, "l1", True, False),
+        ({"prune": PruneConfig(criterion="l1"), "compensate": None}, False, "l1", False, False),
+        ({"compensate": CompensateConfig()}, True, "l2", True, True),
+    ],
+)
+def test_what_settings_leave_open_follows_the_data(settings, has_labels, criterion, is_compensated, is_tuned):
+    config = CompressConfig(measure=QUICK.measure, **settings)
+    done = compress(net(), X, labels=Y if has_labels else None, budget=BUDGET, config=config, progress=False)
+    assert done.plan.config["criterion"]["name"] == criterion
+    assert ("solved for again" in "\n".join(done.report.notes)) == is_compensated
+    assert (done.report.finetuned is not None) == is_tuned
+
+
+def test_fine_tuning_that_labels_are_missing_for_is_said():
+    assert "no labels" in "\n".join(compress(net(), X, budget=BUDGET, config=QUICK, progress=False).report.notes)
+
+
 def test_steps_multiply_to_the_budget():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
-    config = dataclasses.replace(CompressConfig.without_labels(), n_rounds=3)
+    config = CompressConfig(n_rounds=3)
     done = compress(net, torch.randn(256, 6), budget=Budget(macs=0.4), config=config, progress=False)
+    assert "solved for again" in "\n".join(done.report.notes)
     assert done.plan.cost_before.macs * 0.38 <= done.plan.cost_after.macs <= done.plan.cost_before.macs * 0.4
     assert trace(done.model, torch.randn(1, 6)).cost().macs == done.plan.cost_after.macs
     with pytest.raises(ConfigError, match="Rounds take fractions"):

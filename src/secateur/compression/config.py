@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal
 
 from secateur.allocate import Budget, Lagrangian
 from secateur.compensation.config import CompensateConfig
@@ -61,6 +61,9 @@ class MeasureConfig:
 class CompressConfig:
     """What `compress` does.
 
+    "auto" fine-tunes where the data has labels. A model that is fine-tuned is pruned by L2, evenly, and left so until
+    then; one that is not is pruned by elimination and compensated: structured optimal brain surgeon.
+
     Args:
         prune: how to choose what goes.
         n_rounds: how many times to prune, each time by the same factor, with compensation and fine-tuning in between.
@@ -71,10 +74,10 @@ class CompressConfig:
         split: how one set of labelled samples is cut.
     """
 
-    prune: PruneConfig = field(default_factory=PruneConfig)
+    prune: PruneConfig | Literal["auto"] = "auto"
     n_rounds: int = 1
-    compensate: CompensateConfig | None = None
-    finetune: TrainConfig | None = field(default_factory=TrainConfig)
+    compensate: CompensateConfig | Literal["auto"] | None = "auto"
+    finetune: TrainConfig | Literal["auto"] | None = "auto"
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -82,6 +85,44 @@ class CompressConfig:
     def __post_init__(self) -> None:
         if self.n_rounds < 1:
             raise ConfigError(f"n_rounds={self.n_rounds} must be at least 1.")
+
+    @property
+    def seed(self) -> int:
+        """Of what draws random numbers to score."""
+        return PruneConfig().seed if self.prune == "auto" else self.prune.seed
+
+    def settled(self, *, has_labels: bool) -> Settled:
+        """What is done to data with labels, or without."""
+        asked = TrainConfig() if self.finetune == "auto" else self.finetune
+        finetune = asked if has_labels else None
+        by_default = (PruneConfig(), None) if finetune is not None else (_eliminating(), CompensateConfig())
+        return Settled(
+            prune=by_default[0] if self.prune == "auto" else self.prune,
+            n_rounds=self.n_rounds,
+            compensate=by_default[1] if self.compensate == "auto" else self.compensate,
+            finetune=finetune,
+            measure=self.measure,
+            notes=() if has_labels or self.finetune in (None, "auto") else (_NOT_TUNED,),
+        )
+
+
+_NOT_TUNED = "not fine-tuned, though `finetune` says how: the data has no labels."
+
+
+def _eliminating() -> PruneConfig:
+    return PruneConfig(criterion=Elimination(), method=Lagrangian())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A `CompressConfig` that leaves nothing open; `notes` say what of it was left out."""
+
+    prune: PruneConfig
+    n_rounds: int
+    compensate: CompensateConfig | None
+    finetune: TrainConfig | None
+    measure: MeasureConfig
+    notes: tuple[str, ...]
 
     def pruning(self, budget: Budget) -> Prune:
         """The step that does the first half of it."""
@@ -92,9 +133,3 @@ class CompressConfig:
             compensate=self.compensate,
             between=self.finetune,
         )
-
-    @classmethod
-    def without_labels(cls) -> Self:
-        """What `compress` does with inputs alone: structured optimal brain surgeon, and no fine-tuning."""
-        prune = PruneConfig(criterion=Elimination(), method=Lagrangian())
-        return cls(prune=prune, compensate=CompensateConfig(), finetune=None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.allocate import Budget
 from secateur.coding import bake
-from secateur.compression.config import CompressConfig, SplitConfig
+from secateur.compression.config import CompressConfig, Settled
 from secateur.compression.material import Material, check_weights, context_of, read_material
 from secateur.compression.meter import Meter, gather, times
 from secateur.compression.report import CompressReport, Measured, versions
@@ -61,8 +61,8 @@ def compress(
             split is cut into train, validation and test; only the last evaluation sees the test part. Where the dense
             model has been trained on the same data, its own numbers are those of data that it knows.
         budget: what may be kept.
-        config: the steps' settings; by default `CompressConfig()` for labelled data, which prunes by L2 and fine-tunes,
-            and `CompressConfig.without_labels()` for inputs alone, which compensates instead.
+        config: the steps' settings. What they leave open follows the data: what has labels is pruned by L2 and
+            fine-tuned, what has none is pruned by elimination and compensated.
         labels: (N,), for a tensor of inputs.
         loss: of (outputs, labels), for gradients and fine-tuning; by default cross-entropy, or the model's own.
         metric: of a model in eval mode, larger = better, 0.01 is a point; for `Budget(drop_points=)`. By default the
@@ -82,33 +82,34 @@ def compress(
     >>> small.report.dense.macs, small.report.finetuned.macs
     (96, 48)
     """
-    split = config.split if config else SplitConfig()
+    config = config or CompressConfig()
     clock = Clock()
     with clock.phase("read data"):
-        material = read_material(data, labels, split)
+        material = read_material(data, labels, config.split)
         check_weights(model)
-    config = config or (CompressConfig() if material.train is not None else CompressConfig.without_labels())
-    context = context_of(material, model, config.calibration.n_samples, config.prune.seed, loss)
+    settled = config.settled(has_labels=material.train is not None)
+    context = context_of(material, model, config.calibration.n_samples, config.seed, loss)
     context = replace(context, clock=clock, progress=progress)
     asked, searched = budget, None
     if budget.drop_points is not None:
         with clock.phase("search"):
-            searched = _search(model, budget, metric or _validation_accuracy(material), context, config)
+            searched = _search(model, budget, metric or _validation_accuracy(material), context, settled)
         budget = searched.budget
-    done = _shrink(model, budget, context, config)
-    stages, pair = _tune_and_measure(done, context, config, Meter(model, material, config.measure, context.inputs))
-    report = _report(stages, done, pair, _facts(config, material, asked, clock), searched)
+    done = _shrink(model, budget, context, settled)
+    stages, pair = _tune_and_measure(done, context, settled, Meter(model, material, config.measure, context.inputs))
+    facts = _facts(settled, config.split.seed, material, asked, clock)
+    report = _report(stages, replace(done, notes=(*done.notes, *settled.notes)), pair, facts, searched)
     return Compressed(done.model, done.plan, report)
 
 
 def _tune_and_measure(
-    done: Shrunk, context: Context, config: CompressConfig, meter: Meter
+    done: Shrunk, context: Context, config: Settled, meter: Meter
 ) -> tuple[dict[str, Measured | None], PairedLatency]:
     """Fine-tune the small model in place where there are labels; every stage by name, and the times."""
     dense, small, clock = context.dense, done.model, context.clock
     with clock.phase("evaluate dense and pruned"):
         quality = {"dense": meter.quality(dense), "pruned": meter.quality(small)}
-    if config.finetune is not None and context.train is not None:
+    if config.finetune is not None:
         with clock.phase("fine-tune"):
             tune_(small, context, config.finetune)
         with clock.phase("evaluate fine-tuned"):
@@ -123,7 +124,7 @@ def _tune_and_measure(
     return stages, pair
 
 
-def _shrink(model: nn.Module, budget: Budget, context: Context, config: CompressConfig) -> Shrunk:
+def _shrink(model: nn.Module, budget: Budget, context: Context, config: Settled) -> Shrunk:
     """Time is predicted for the threads that it is measured with."""
     return config.pruning(budget).shrink(model, context, budget, config.measure.n_threads)
 
@@ -133,13 +134,13 @@ def _search(
     budget: Budget,
     metric: Callable[[nn.Module], float],
     context: Context,
-    config: CompressConfig,
+    config: Settled,
 ) -> Found:
     quiet = replace(context, clock=Clock(), progress=False)
 
     def attempt(tried: Budget) -> tuple[float, float]:
         done = _shrink(model, tried, quiet, config)
-        if config.finetune is not None and quiet.train is not None:
+        if config.finetune is not None:
             tune_(done.model, quiet, config.finetune)
         return metric(done.model), done.plan.cost_after.macs / done.plan.cost_before.macs
 
@@ -156,8 +157,8 @@ def _validation_accuracy(material: Material) -> Callable[[nn.Module], float]:
     return lambda model: evaluate(model, val).accuracy
 
 
-def _facts(config: CompressConfig, material: Material, budget: Budget, clock: Clock) -> dict[str, Any]:
-    seeds = {"split": config.split.seed, "prune": config.prune.seed}
+def _facts(config: Settled, split_seed: int, material: Material, budget: Budget, clock: Clock) -> dict[str, Any]:
+    seeds = {"split": split_seed, "prune": config.prune.seed}
     if config.finetune is not None:
         seeds["finetune"] = config.finetune.seed
     return {

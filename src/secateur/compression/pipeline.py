@@ -63,7 +63,7 @@ def run_steps(
     material = read_material(data, labels, config.split)
     check_order(steps, has_labels=material.train is not None)
     check_weights(model)
-    context = context_of(material, model, config.calibration.n_samples, config.prune.seed, loss)
+    context = context_of(material, model, config.calibration.n_samples, config.seed, loss)
     context = replace(context, progress=progress)
     meter = Meter(model, material, config.measure, context.inputs)
     current, edits = copy_model(model).eval(), Edits(inputs=to_spec(context.example))
@@ -89,7 +89,7 @@ def run_steps(
         steps=tuple(reports),
         **times(pair),
         n_samples=material.sizes(),
-        seeds={"split": config.split.seed, "calibration": config.prune.seed},
+        seeds={"split": config.split.seed, "calibration": config.seed},
         versions=versions(),
         seconds=context.clock.seconds,
     )
