@@ -79,6 +79,7 @@ def test_every_step_is_measured_and_the_whole_loads_again(tmp_path: Path) -> Non
     torch.testing.assert_close(bake(again)(x), done.model(x))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(STEPS)
     place = tmp_path / "steps"

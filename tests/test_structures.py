@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +45,7 @@ class Residual(nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_all_in_a_row(tmp_path: Path) -> None:
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > x[:, 1]).long()

@@ -140,6 +140,7 @@ def test_solvers_are_never_worse_than_what_they_start_from(sizes, seed, is_conve
         assert lagrangian <= min(uniform, by_score) + 1e-9
 
 
+@pytest.mark.slow
 def test_solvers_come_close_to_the_best_choice_where_costs_are_products():
     """Over 60 chains of four coupled widths: how much of what the best choice saves over `Uniform` is found."""
     saved = dict.fromkeys([*SOLVERS, "best"], 0.0)

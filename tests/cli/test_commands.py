@@ -50,6 +50,7 @@ def test_prune_by_a_criterion_on_data_without_a_budget(run, tmp_path):
     assert (refused.code, "Method 'uniform' takes a budget" in refused.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_prune_then_prune_again_then_evaluate_and_measure(run, tmp_path):
     weights = tmp_path / "dense.safetensors"
     torch.manual_seed(3)

@@ -127,11 +127,13 @@ def test_a_result_that_can_not_be_written(process):
     check(result, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_full_disk(process, small_disk):
     check(process("--quiet", "prune", CNN, *MACS, "--output", small_disk / "out"), "No space left on device")
     assert os.listdir(small_disk) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle(tmp_path):
     command = [sys.executable, "-m", "secateur.cli", "demo", "--output", "runs/demo"]
     process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float((model(x).argmax(1) == y).float().mean())
 
 
+@pytest.mark.slow
 def test_half_the_cost_without_training():
     """Solved for again, the network is nearly as good as before; what scores alone leave is not."""
     train, test = digits()

@@ -57,6 +57,7 @@ def recovered(model: nn.Module, batches: list[Any]) -> tuple[list[str], float, f
     return [g.kind for g in groups], before, largest_difference(dense, outputs(small, batches))
 
 
+@pytest.mark.slow
 @some(30)
 @given(networks.programs(), st.integers(0, 99))
 def test_what_repeats_is_made_up_for_in_random_networks(network: networks.Program, seed: int):

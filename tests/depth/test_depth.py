@@ -98,6 +98,7 @@ def test_edits_are_json_and_replay() -> None:
     assert torch.equal(again(x), done.model(x))
 
 
+@pytest.mark.slow
 def test_a_new_process_knows_the_edits_of_all_steps() -> None:
     text = Edits().then(Removal({"0": 0})).to_json()
     code = "import sys; from secateur.edits import Edits; print(Edits.from_json(sys.stdin.read()).steps[0].kind)"

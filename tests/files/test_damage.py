@@ -218,6 +218,7 @@ def test_a_plan_does_not_make_a_hostile_source_harmless(tmp_path, built_on):
     assert set(built_on) == {"meta"}
 
 
+@pytest.mark.slow
 def test_few_bytes_may_stand_for_many_numbers(tmp_path, built_on, monkeypatch):
     """However large the dense model and however well it is coded, its own shapes are what the file must fill."""
     monkeypatch.setattr(loading, "MAX_DENSE", 0)

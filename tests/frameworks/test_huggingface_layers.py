@@ -94,6 +94,7 @@ def layer_fields(name: str, root: Path) -> tuple[LayerFields, Any]:
     return prepared.layers, prepared.graph
 
 
+@pytest.mark.slow
 def test_lists_by_layer_load_with_from_pretrained(tmp_path: Path) -> None:
     report = prune("gemma3n", tmp_path, "*self_attn*", "*laurel*", "*per_layer*")
     data = config_of(tmp_path / "small")

@@ -105,6 +105,7 @@ def same_state(one: nn.Module, two: nn.Module) -> bool:
     return state.keys() == found.keys() and all(torch.equal(t, found[key]) for key, t in state.items())
 
 
+@pytest.mark.slow
 @given(programs(), orders())
 @example(Program(start="vector"), [WAYS[0], WAYS[4], WAYS[6]])
 @some(30)

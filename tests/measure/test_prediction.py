@@ -105,6 +105,7 @@ def test_a_prediction_is_the_dense_time_at_full_widths_and_never_falls_with_a_co
         assert graph.cost(fewer).latency_ms <= graph.cost(counts).latency_ms <= predicted.dense.median_ms * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_times_are_kept_for_the_next_process(monkeypatch):
     model, x = digits_cnn(width=8), torch.zeros(1, 1, 8, 8)
     graph = trace(model, x)

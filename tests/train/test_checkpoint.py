@@ -92,6 +92,7 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path, optimizer, every):
     assert [r.train_loss for r in history.epochs] == [r.train_loss for r in expected.epochs]
 
 
+@pytest.mark.slow
 def test_killed_process_resumes_to_the_same_bits(tmp_path):
     path = tmp_path / "run.safetensors"
     arguments = [sys.executable, "-c", WORKER, str(path), str(Path(__file__).parent)]

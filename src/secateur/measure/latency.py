@@ -203,7 +203,7 @@ def time_ms(call: Call, device: torch.device, clock: Callable[[], int] = time.pe
 @contextmanager
 def quiet_machine(n_threads: int | None) -> Iterator[None]:
     """Set the thread count, hold the garbage collector back and record no gradients, for a while."""
-    gc.collect()
+    gc.collect(1)  # what is young; to look at all that torch's modules hold takes longer than many a measurement
     with uncollected(), cpu_threads(n_threads), torch.inference_mode():
         yield
 
