@@ -156,6 +156,7 @@ def test_ctrl_c_in_the_middle(tmp_path):
     assert list(Path(tmp_path).iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

@@ -192,6 +192,7 @@ def test_images_come_from_a_file_of_the_users(tmp_path: Path) -> None:
         Grid(models=("cifar_resnet20",))
 
 
+@pytest.mark.slow
 def test_every_technique_works_on_some_model(tmp_path: Path) -> None:
     grid = dataclasses.replace(
         TINY,

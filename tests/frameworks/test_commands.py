@@ -43,6 +43,7 @@ def test_export(run: Any, tmp_path: Path) -> None:
     assert torch.export.load(file).module()(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
 
 
+@pytest.mark.slow
 def test_prune_and_export_a_hugging_face_folder(run: Any, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

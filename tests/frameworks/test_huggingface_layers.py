@@ -107,6 +107,7 @@ def test_lists_by_layer_load_with_from_pretrained(tmp_path: Path) -> None:
     assert "from_pretrained loads it" in str(report)
 
 
+@pytest.mark.slow
 def test_a_list_is_one_width_where_layers_are_alike(tmp_path: Path) -> None:
     source = dense("gemma3n", tmp_path / "dense")
     report = prune_folder(source, tmp_path / "small", secateur.Budget(params=0.7), prove=False)

@@ -149,6 +149,7 @@ def test_an_operator_that_cannot_run_alone_is_named(monkeypatch):
     assert found({g.leaf: 2 for g in graph.prunable}) < found({}) == pytest.approx(found.dense.median_ms)
 
 
+@pytest.mark.slow
 def test_a_budget_on_time_is_met_and_says_where_it_comes_from():
     model, x = digits_cnn(width=64), torch.zeros(4, 1, 8, 8)
     made = secateur.plan(
