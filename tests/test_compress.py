@@ -158,6 +158,7 @@ def with_nan() -> nn.Module:
         (net, 3, None, DataError, "data is a int"),
         (net, ["a"], None, DataError, "A batch is a str"),
         (net, [X[:3], X[:3, :2]], None, DataError, "can't be put together"),
+        (net, (X, Y), None, DataError, "go into labels="),
         (net, PAIRS, Y, ConfigError, "labels go with a tensor"),
         (net, X[:, :3], None, CaptureError, r"failed in '0'.*\[1, 3\]"),
         (net, X, Y + 5, DataError, "Labels run from 5"),

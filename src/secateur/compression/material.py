@@ -158,7 +158,8 @@ def _gather(batches: Iterable[Any]) -> Dataset[Any]:
         if isinstance(first, tuple | list) and len(first) in (1, 2):
             return TensorDataset(*(torch.cat([batch[i] for batch in found]) for i in range(len(first))))
     except (RuntimeError, TypeError, KeyError, IndexError) as error:
-        raise DataError(f"The batches can't be put together: {error}. All must have one form and one shape.") from error
+        advice = "All must have one form and one shape; labels of a tensor of inputs go into labels=."
+        raise DataError(f"The batches can't be put together: {error}. {advice}") from error
     raise DataError(f"A batch is a {type(first).__name__}. Batches must be x, (x, y), or a dict with 'labels'.")
 
 
