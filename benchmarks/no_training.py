@@ -30,6 +30,7 @@ from secateur.criteria import Elimination
 from secateur.data import ArrayDataset
 from secateur.measure import evaluate
 from secateur.train.augment import ShiftFlip
+from secateur.train.views import laid_over, patched, turned
 
 COLUMNS = ("model", "method", "asked", "macs kept", "params kept", "seed", "accuracy", "drop points", "seconds")
 JOBS = ["cifar_resnet20:0.5", "cifar_resnet56:0.5", "cifar_resnet56:0.6667", "cifar_resnet56:0.3333"]
@@ -181,40 +182,19 @@ def views(x: Tensor, seed: int, *, is_turned: bool = False) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     shift = ShiftFlip(shift_px=4, flip=True)
-    ways = (lambda a, _: a, lambda a, _: a, lambda a, b: patched(a, b, generator), lambda a, b: mixed(a, b, generator))
+    ways = (
+        lambda a, _: a,
+        lambda a, _: a,
+        lambda a, b: patched(a, b, generator),
+        lambda a, b: laid_over(a, b, generator),
+    )
     made = []
     for way in ways * 2:
         moved = shift(x, generator)
-        moved = turned(moved, generator) if is_turned else moved
+        moved = turned(moved, generator, angle=0.2, scale=0.15) if is_turned else moved
         made.append(way(moved, moved[torch.randperm(len(x), generator=generator)]))
     images = torch.cat(made).contiguous(memory_format=torch.channels_last)
     return list(images[torch.randperm(len(images), generator=generator)].split(64))
-
-
-def turned(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image turned by up to 0.2 radians and scaled by up to 15 %; edges are mirrored."""
-    angle, scale = (torch.rand(2, len(x), generator=generator) * 2 - 1) * torch.tensor([[0.2], [0.15]])
-    rows = torch.stack([angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle], 1).view(-1, 2, 3)
-    grid = nn.functional.affine_grid((1 + scale)[:, None, None] * rows, list(x.shape), align_corners=False)
-    return nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-
-
-def patched(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image with a box from another, 8 to 24 pixels high and wide (CutMix, Yun et al., ICCV 2019)."""
-    masks = []
-    for size in a.shape[2:]:
-        length = torch.randint(8, 25, (len(a), 1), generator=generator)
-        start = (torch.rand(len(a), 1, generator=generator) * (size - length + 1)).long()
-        place = torch.arange(size)
-        masks.append((place >= start) & (place < start + length))
-    down, right = masks
-    return torch.where((down[:, :, None] & right[:, None, :])[:, None], b, a)
-
-
-def mixed(a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image with up to half of another laid over it (mixup, Zhang et al., ICLR 2018)."""
-    part = torch.rand(len(a), 1, 1, 1, generator=generator) / 2
-    return (1 - part) * a + part * b
 
 
 def compensate(model: nn.Module, small: nn.Module, plan: secateur.Plan, x: Tensor, seed: int) -> None:

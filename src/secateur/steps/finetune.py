@@ -17,6 +17,7 @@ from secateur.measure.modes import device_of
 from secateur.steps.base import FORMS, STEPS, Context, Done
 from secateur.surgery import copy_model
 from secateur.train import fit_
+from secateur.train.augment import check_labels_stay
 from secateur.train.config import TrainConfig
 from secateur.train.history import History
 from secateur.train.losses import Loss as BatchLoss
@@ -63,6 +64,10 @@ class Finetune:
     train: TrainConfig = field(default_factory=TrainConfig)
     distill: Distill | None = None  # learn from the dense model too
 
+    def __post_init__(self) -> None:
+        if not _is_from_dense_alone(self.distill):
+            check_labels_stay(self.train.augment)
+
     def run(self, model: nn.Module, context: Context) -> Done:
         """Train a copy; the weights of the last epoch are kept."""
         small = copy_model(model)
@@ -74,6 +79,8 @@ class Finetune:
 def tune_(model: nn.Module, context: Context, config: TrainConfig, distill: Distill | None = None) -> History:
     """Fine-tune in place, and leave the model in eval mode on its device; returns the history."""
     assert context.train is not None
+    if not _is_from_dense_alone(distill):
+        check_labels_stay(config.augment)
     device = device_of(model)
     history = fit_(
         model,
@@ -86,6 +93,10 @@ def tune_(model: nn.Module, context: Context, config: TrainConfig, distill: Dist
     )
     model.to(device).eval()
     return history
+
+
+def _is_from_dense_alone(distill: Distill | None) -> bool:
+    return distill is not None and distill.weight == 1
 
 
 def _task(context: Context) -> BatchLoss | None:

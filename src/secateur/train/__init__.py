@@ -9,6 +9,7 @@ from secateur.train.loop import Callback, fit_
 from secateur.train.losses import Loss, compute_loss, cross_entropy
 from secateur.train.regularizers import REGULARIZERS, GroupLasso, Growing, Polarization, Regularizer
 from secateur.train.schedule import EpochBatches, cosine_lr
+from secateur.train.views import Views
 
 __all__ = [
     "AUGMENTS",
@@ -26,6 +27,7 @@ __all__ = [
     "Regularizer",
     "ShiftFlip",
     "TrainConfig",
+    "Views",
     "WordDropout",
     "compute_loss",
     "cosine_lr",

@@ -15,7 +15,10 @@ from secateur.registry import Registry
 
 
 class Augment(Protocol):
-    """What `TrainConfig.augment` takes."""
+    """What `TrainConfig.augment` takes.
+
+    One whose images are no longer what their labels say has an attribute `keeps_labels` that is False.
+    """
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return a changed copy of x (B, C, ...), same shape; randomness from the generator (on the CPU) alone."""
@@ -24,6 +27,15 @@ class Augment(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """Return {"kind": the key in AUGMENTS, and the fields}."""
         ...
+
+
+def check_labels_stay(augment: Augment | None) -> None:
+    """Raise ConfigError where what labels say is not what its images show."""
+    if not getattr(augment, "keeps_labels", True):
+        raise ConfigError(
+            f"No label fits the images that {type(augment).__name__} makes. Learn from the dense model alone:"
+            " Finetune(distill=Distill(weight=1))."
+        )
 
 
 AUGMENTS: Registry[str, type] = Registry("augmentation")

@@ -19,6 +19,7 @@ from secateur.data.batches import Batch, batches, labels_of, length, loader, log
 from secateur.errors import ConfigError, TrainError
 from secateur.measure.modes import cpu_threads, eval_mode
 from secateur.precision import product_dtype
+from secateur.train.augment import check_labels_stay
 from secateur.train.checkpoint import RunState, load_checkpoint_, save_checkpoint
 from secateur.train.config import TrainConfig, make_optimizer
 from secateur.train.guard import check_start, nonfinite_cause
@@ -96,6 +97,8 @@ def fit_(
     config = config or TrainConfig()
     if config.patience is not None and val is None:
         raise ConfigError(f"patience={config.patience} needs validation data. Pass val, or set patience=None.")
+    if loss is None:
+        check_labels_stay(config.augment)
     path = None if checkpoint is None else Path(checkpoint)
     check_start(model, train, val)
     with _borrowed_state(config), _runnable(model, config), _prepared(model, train, loss, config, callbacks) as run:
