@@ -50,14 +50,10 @@ class Views:
         x = ShiftFlip(shift_px=self.shift_px, flip=self.flip)(x, generator)
         if self.angle or self.scale:
             x = turned(x, generator, self.angle, self.scale)
-        n_patched, n_laid = (round(part * len(x)) for part in (self.patched, self.laid_over))
         other = x[torch.randperm(len(x), generator=generator).to(x.device)]
-        ends = (0, n_patched, min(n_patched + n_laid, len(x)))
-        made = [
-            way(x[start:stop], other[start:stop], generator)
-            for way, start, stop in zip((patched, laid_over), ends[:-1], ends[1:], strict=True)
-        ]
-        return torch.cat([*made, x[ends[-1] :]])
+        cuts = [round(part * len(x)) for part in (self.patched, self.patched + self.laid_over)]
+        (a, b, rest), (patch, layer, _) = x.tensor_split(cuts), other.tensor_split(cuts)
+        return torch.cat([patched(a, patch, generator), laid_over(b, layer, generator), rest])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the kind, as plain data."""
