@@ -45,8 +45,9 @@ class Remembered(nn.Module):
         super().__init__()
         self.program = compiled(model.eval())
         self.path = path
-        is_there = path is not None and path.exists()
-        self.known: dict[int, Tensor] = torch.load(path, weights_only=True) if is_there else {}  # type: ignore[arg-type]
+        self.known: dict[int, Tensor] = {}
+        if path is not None and path.exists():
+            self.known = torch.load(path, weights_only=True)
 
     def save(self) -> None:
         """Write what is known, where a file is named."""

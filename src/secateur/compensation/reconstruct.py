@@ -21,6 +21,7 @@ from secateur.compensation.bases import Basis
 from secateur.compensation.config import ReconstructConfig
 from secateur.compensation.segments import Segment
 from secateur.errors import ConfigError, first_line
+from secateur.measure.modes import device_of
 from secateur.program import Run
 from secateur.tensors import wide
 
@@ -129,7 +130,7 @@ def fit_(
     """
     program = runs[0].program
     fixed = program.fixed
-    dtype = config.dtype(next(program.model.parameters()).device)
+    dtype = config.dtype(device_of(program.model))
     folds = {at: norm for at, norm in program.folds.items() if segment.start <= at and norm.index < segment.stop}
     moved = _Moved.of(segment, fixed, bases)
     n_seen = n_fitted(len(runs))

@@ -25,6 +25,7 @@ from secateur.compensation.reconstruct import Reconstructed, fit_, n_fitted, rec
 from secateur.compensation.segments import Segment, find_segments, whole
 from secateur.compensation.streams import Stream, find_stream
 from secateur.errors import DataError
+from secateur.measure.modes import device_of
 from secateur.plans import Plan
 from secateur.tensors import Inputs, as_call, named_tensors, tensors_in
 
@@ -246,7 +247,7 @@ class _Job:
         if settings is None or not settings.end_epochs or not self.has_changed:
             return []
         dense = self.pair.dense
-        dtype = settings.dtype(next(dense.model.parameters()).device)
+        dtype = settings.dtype(device_of(dense.model))
         room = sum(p.numel() for p in dense.model.parameters())
         is_kept = len(batches) * math.prod(dense.trace.outputs[0].shape) <= room
         targets: dict[int, torch.Tensor] = {}
